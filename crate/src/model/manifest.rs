@@ -1,0 +1,464 @@
+//! The manifest: everything the engine has to know about a model before it reads one weight.
+//!
+//! A manifest comes from the network, so [`Manifest::parse`] believes nothing: what it returns has been checked
+//! against itself (sizes, shapes, offsets, names), with 64-bit arithmetic also where `usize` has 32 bits.
+//! Fields that this version does not know are allowed and ignored.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::de::{self, Deserializer, MapAccess, Visitor};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::model::validate;
+
+/// The manifest version this engine reads and writes.
+pub const SCHEMA_VERSION: u32 = 1;
+/// The family of models this engine runs; a manifest with another one is refused.
+pub const INTERFACE: &str = "kinora-wan-1";
+/// Longest manifest that is parsed, in bytes.
+pub const MAX_MANIFEST_BYTES: usize = 4 << 20;
+/// Largest shard, in bytes: small enough for every content network and for one copy in a browser's heap.
+pub const MAX_SHARD_BYTES: u64 = 16 << 20;
+/// Every tensor starts at a multiple of this many bytes within its first shard.
+pub const TENSOR_ALIGNMENT: u64 = 16;
+
+/// A checked model description. Lengths are in elements, pixels or frames; `bytes` fields are in bytes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Always [`SCHEMA_VERSION`].
+    pub schema_version: u32,
+    /// Always [`INTERFACE`].
+    pub interface: String,
+    /// Short name, also the beginning of the shards' file names: `a-z`, `0-9`, `.`, `_`, `-`.
+    pub name: String,
+    /// Name for people.
+    pub title: String,
+    /// What the model makes, in a sentence or two.
+    #[serde(default)]
+    pub description: String,
+    /// License of the weights.
+    pub license: String,
+    /// The text encoder.
+    pub text_encoder: TextEncoderConfig,
+    /// The denoiser.
+    pub transformer: TransformerConfig,
+    /// Latents to frames and back.
+    pub autoencoder: AutoencoderConfig,
+    /// How the denoiser is driven.
+    pub sampler: SamplerConfig,
+    /// The clips the model makes.
+    pub video: VideoConfig,
+    /// Words the model was trained on; empty where this is not known.
+    #[serde(default)]
+    pub vocabulary: Vec<String>,
+    /// Prompts that show what the model can do.
+    #[serde(default)]
+    pub examples: Vec<String>,
+    /// What a device must offer.
+    #[serde(default)]
+    pub requires: Requirements,
+    /// Facts about the training, free-form; shown, never interpreted.
+    #[serde(default)]
+    pub training: serde_json::Value,
+    /// The weight files, in order of first use.
+    pub shards: Vec<ShardInfo>,
+    /// Every tensor by name, with where its bytes lie.
+    #[serde(deserialize_with = "unique_tensors")]
+    pub tensors: BTreeMap<String, TensorInfo>,
+}
+
+/// A text encoder as in transformers `configuration_umt5.py`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TextEncoderConfig {
+    /// Which architecture.
+    pub kind: TextEncoderKind,
+    /// Rows of the token table.
+    pub vocab_size: usize,
+    /// Width of the embeddings.
+    pub d_model: usize,
+    /// Width of one attention head.
+    pub d_kv: usize,
+    /// Attention heads.
+    pub num_heads: usize,
+    /// Blocks.
+    pub num_layers: usize,
+    /// Inner width of the gated feed-forward.
+    pub d_ff: usize,
+    /// Buckets of the relative position bias, both directions together.
+    pub relative_attention_num_buckets: usize,
+    /// Distance from which all positions share the last bucket.
+    pub relative_attention_max_distance: usize,
+    /// Epsilon of the RMS norms.
+    pub layer_norm_epsilon: f64,
+    /// Longest prompt in tokens, the end mark included.
+    pub max_tokens: usize,
+    /// The tokenizer's file.
+    pub tokenizer: FileInfo,
+}
+
+/// Known text encoders.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TextEncoderKind {
+    /// transformers `UMT5EncoderModel`.
+    Umt5,
+}
+
+/// A denoiser as in diffusers `transformer_wan.py`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TransformerConfig {
+    /// Which architecture.
+    pub kind: TransformerKind,
+    /// Blocks.
+    pub num_layers: usize,
+    /// Attention heads.
+    pub num_attention_heads: usize,
+    /// Width of one attention head.
+    pub attention_head_dim: usize,
+    /// Inner width of the feed-forward.
+    pub ffn_dim: usize,
+    /// Latent channels in.
+    pub in_channels: usize,
+    /// Latent channels out.
+    pub out_channels: usize,
+    /// Width of the text embeddings.
+    pub text_dim: usize,
+    /// Width of the sinusoidal timestep embedding.
+    pub freq_dim: usize,
+    /// Latent frames, rows and columns of one token.
+    pub patch_size: [usize; 3],
+    /// Epsilon of the norms.
+    pub eps: f64,
+    /// Whether a norm with weights stands before the cross attention.
+    pub cross_attn_norm: bool,
+    /// Longest axis, in tokens, that the rotary embedding is made for.
+    pub rope_max_seq_len: usize,
+}
+
+/// Known denoisers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TransformerKind {
+    /// diffusers `WanTransformer3DModel`.
+    Wan,
+}
+
+/// An autoencoder as in taehv `taehv.py`, with the widths as lists.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AutoencoderConfig {
+    /// Which architecture.
+    pub kind: AutoencoderKind,
+    /// Channels of a frame.
+    pub image_channels: usize,
+    /// Channels of a latent.
+    pub latent_channels: usize,
+    /// Side of the pixel (un)shuffle outside the networks.
+    pub patch_size: usize,
+    /// Width after the first convolution, then after each of the three stages. TAEHV has 64 throughout.
+    pub encoder_channels: [usize; 4],
+    /// Width of each of the three stages, then after the last one. TAEHV has 256, 128, 64, 64.
+    pub decoder_channels: [usize; 4],
+    /// Whether each encoder stage halves the frame rate.
+    pub encoder_time_downscale: [bool; 3],
+    /// Whether each decoder stage doubles the frame rate.
+    pub decoder_time_upscale: [bool; 3],
+    /// Whether each decoder stage doubles width and height.
+    pub decoder_space_upscale: [bool; 3],
+    /// On which side the encoder fills up the frames.
+    pub encoder_padding: EncoderPadding,
+}
+
+/// Known autoencoders.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AutoencoderKind {
+    /// taehv `TAEHV`.
+    Taehv,
+}
+
+/// On which side frames are repeated until their number is a multiple of the time compression.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EncoderPadding {
+    /// The first frame in front: latent 0 depends on frame 0 alone.
+    Leading,
+    /// The last frame at the end, as in `taehv.py`.
+    Trailing,
+}
+
+/// How the denoiser is driven.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SamplerConfig {
+    /// Noise levels of the steps, strictly decreasing in (0, 1]; the level after the last step is 0.
+    pub sigmas: Vec<f64>,
+    /// Shift k of the schedule: s' = k*s / (1 + (k-1)*s).
+    pub shift: f64,
+    /// What happens between two steps.
+    pub step: SamplerStep,
+    /// Timestep of sigma 1.
+    pub timestep_scale: f64,
+}
+
+/// What happens between two steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SamplerStep {
+    /// Follow the velocity to the next noise level.
+    Euler,
+    /// Estimate the clean latents, then mix in fresh noise.
+    Renoise,
+}
+
+/// The clips the model makes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct VideoConfig {
+    /// Frames per second.
+    pub fps: u32,
+    /// Offered sizes; the first one, with its first number of frames, is the default.
+    pub sizes: Vec<VideoSize>,
+}
+
+/// One offered picture size, in pixels, with the numbers of frames offered for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VideoSize {
+    /// Width in pixels.
+    pub width: u32,
+    /// Height in pixels.
+    pub height: u32,
+    /// Offered numbers of frames.
+    pub frames: Vec<u32>,
+}
+
+/// The size of one clip.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClipSize {
+    /// Width in pixels.
+    pub width: u32,
+    /// Height in pixels.
+    pub height: u32,
+    /// Number of frames.
+    pub frames: u32,
+}
+
+/// What a device must offer. 0 means that nothing is asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Requirements {
+    /// WebGPU features by their WebGPU names.
+    #[serde(default)]
+    pub features: Vec<String>,
+    /// WebGPU limit `maxBufferSize`, in bytes.
+    #[serde(default)]
+    pub max_buffer_size: u64,
+    /// WebGPU limit `maxStorageBufferBindingSize`, in bytes.
+    #[serde(default)]
+    pub max_storage_buffer_binding_size: u64,
+    /// Estimate of the memory in use at the peak, in bytes.
+    #[serde(default)]
+    pub memory_bytes: u64,
+}
+
+/// A file that is fetched whole.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileInfo {
+    /// Path relative to the manifest.
+    pub path: String,
+    /// Length in bytes.
+    pub bytes: u64,
+    /// SHA-256 of the bytes, 64 lower-case hexadecimal digits.
+    pub sha256: String,
+}
+
+/// One weight file.
+pub type ShardInfo = FileInfo;
+
+/// One tensor. Quantized bytes are all values row-major, then the f16 scales row-major; see [`crate::model::quant`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TensorInfo {
+    /// Number format.
+    pub dtype: DType,
+    /// Lengths of the axes, the last one changing fastest.
+    pub shape: Vec<usize>,
+    /// Values that share a scale, along the last axis; only for quantized formats.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<usize>,
+    /// Where the bytes lie; the parts concatenate.
+    pub parts: Vec<TensorPart>,
+}
+
+impl TensorInfo {
+    /// Number of bytes of all parts together.
+    pub fn bytes(&self) -> u64 {
+        self.parts.iter().map(|part| part.bytes).sum()
+    }
+
+    /// Number of values.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+/// A run of bytes within a shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TensorPart {
+    /// Index into [`Manifest::shards`].
+    pub shard: usize,
+    /// First byte within the shard.
+    pub offset: u64,
+    /// Number of bytes.
+    pub bytes: u64,
+}
+
+/// Number format of a stored tensor, little endian.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DType {
+    /// IEEE single precision.
+    F32,
+    /// IEEE half precision.
+    F16,
+    /// 8-bit integers with a scale per group.
+    Q8,
+    /// 4-bit integers with a scale per group.
+    Q4,
+}
+
+impl DType {
+    /// Whether groups of values share a scale.
+    pub fn quantized(self) -> bool {
+        matches!(self, Self::Q8 | Self::Q4)
+    }
+}
+
+impl fmt::Display for DType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Q8 => "q8",
+            Self::Q4 => "q4",
+        })
+    }
+}
+
+impl fmt::Display for ClipSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}x{} ({} frames)", self.width, self.height, self.frames)
+    }
+}
+
+impl AutoencoderConfig {
+    /// Pixels per latent row or column.
+    pub fn space_compression(&self) -> usize {
+        self.patch_size << self.decoder_space_upscale.iter().filter(|&&up| up).count()
+    }
+
+    /// Frames the decoder makes of one latent frame.
+    pub fn time_compression(&self) -> usize {
+        1 << self.decoder_time_upscale.iter().filter(|&&up| up).count()
+    }
+
+    /// Leading frames that the decoder drops, so that n latents give `(n - 1) * time_compression + 1` frames.
+    pub fn frames_to_trim(&self) -> usize {
+        self.time_compression() - 1
+    }
+}
+
+impl TransformerConfig {
+    /// Width of the tokens.
+    pub fn inner_dim(&self) -> usize {
+        self.num_attention_heads * self.attention_head_dim
+    }
+}
+
+impl Manifest {
+    /// Reads and checks a manifest.
+    ///
+    /// # Errors
+    /// [`Error::Manifest`] for a manifest that is too long, is not JSON, lacks a field or contradicts itself;
+    /// [`Error::Tensor`] when its tensors are not the ones its configuration asks for.
+    pub fn parse(json: &str) -> Result<Self> {
+        if json.len() > MAX_MANIFEST_BYTES {
+            let length = json.len();
+            return Err(Error::Manifest(format!("it has {length} bytes, at most {MAX_MANIFEST_BYTES} are read")));
+        }
+        let manifest: Self =
+            serde_json::from_str(json).map_err(|error| Error::Manifest(format!("it cannot be read, {error}")))?;
+        validate::config(&manifest)?;
+        validate::files(&manifest)?;
+        crate::model::layout::check(&manifest)?;
+        Ok(manifest)
+    }
+
+    /// Shape `[channels, frames, height, width]` of the latents of a clip. The size must be one that
+    /// [`find_size`](Self::find_size) gave.
+    pub fn latent_shape(&self, width: u32, height: u32, frames: u32) -> [usize; 4] {
+        let space = self.autoencoder.space_compression();
+        let time = self.autoencoder.time_compression();
+        let latent_frames = (frames as usize).div_ceil(time);
+        [self.autoencoder.latent_channels, latent_frames, height as usize / space, width as usize / space]
+    }
+
+    /// The default clip.
+    pub fn default_size(&self) -> ClipSize {
+        let size = &self.video.sizes[0];
+        ClipSize { width: size.width, height: size.height, frames: size.frames[0] }
+    }
+
+    /// The offered clip of a request; what is not asked for comes from the first offered size that fits.
+    ///
+    /// # Errors
+    /// [`Error::UnsupportedSize`], naming all offered sizes.
+    pub fn find_size(&self, width: Option<u32>, height: Option<u32>, frames: Option<u32>) -> Result<ClipSize> {
+        let wanted = |asked: Option<u32>, offered: u32| asked.is_none_or(|asked| asked == offered);
+        self.sizes()
+            .find(|size| wanted(width, size.width) && wanted(height, size.height) && wanted(frames, size.frames))
+            .ok_or_else(|| {
+                let default = self.default_size();
+                let supported: Vec<String> = self.sizes().map(|size| size.to_string()).collect();
+                Error::UnsupportedSize {
+                    width: width.unwrap_or(default.width),
+                    height: height.unwrap_or(default.height),
+                    frames: frames.unwrap_or(default.frames),
+                    supported: supported.join(", "),
+                }
+            })
+    }
+
+    /// Every offered clip, the default first.
+    pub fn sizes(&self) -> impl Iterator<Item = ClipSize> + '_ {
+        self.video.sizes.iter().flat_map(|size| {
+            size.frames.iter().map(|&frames| ClipSize { width: size.width, height: size.height, frames })
+        })
+    }
+
+    /// Bytes that are fetched for this model besides the manifest: all shards and the tokenizer.
+    pub fn total_bytes(&self) -> u64 {
+        self.shards.iter().map(|shard| shard.bytes).sum::<u64>() + self.text_encoder.tokenizer.bytes
+    }
+}
+
+/// JSON allows a key twice and serde keeps the last one; two readers could then see two different models.
+fn unique_tensors<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, TensorInfo>, D::Error> {
+    struct Unique;
+    impl<'de> Visitor<'de> for Unique {
+        type Value = BTreeMap<String, TensorInfo>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object of tensors by name")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            let mut tensors = BTreeMap::new();
+            while let Some((name, info)) = map.next_entry::<String, TensorInfo>()? {
+                if tensors.contains_key(&name) {
+                    return Err(de::Error::custom(format!("tensor {name:?} is there twice")));
+                }
+                tensors.insert(name, info);
+            }
+            Ok(tensors)
+        }
+    }
+    deserializer.deserialize_map(Unique)
+}

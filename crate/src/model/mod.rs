@@ -1,0 +1,4 @@
+
+pub mod layout;
+pub mod manifest;
+mod validate;
