@@ -1,0 +1,147 @@
+"""Runs a packed model from its shards with the PyTorch references, apart from the engine's own reader.
+
+    python tests/goldens/builtin.py model-shards --prompt "a red ball bounces on green grass" --seed 7
+    python tests/goldens/builtin.py model-shards --against FRAMES    # PSNR of PNG frames, or of another run, to it
+
+Writes builtin.safetensors: `input_ids` [n] i32, `embeddings` [n, d], `noise` and `latents` [C, F, H, W], and
+`frames` [k, 3, H, W] u8, every fourth frame from the first. Its metadata names the request and the manifest's SHA-256.
+"""
+
+import argparse
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+
+import models
+import noise
+
+KEEP_EVERY = 4
+
+
+def read_shards(folder, manifest):
+    """The shards as bytes, each held to its size and SHA-256."""
+    shards = []
+    for shard in manifest["shards"]:
+        data = (folder / shard["path"]).read_bytes()
+        if len(data) != shard["bytes"] or hashlib.sha256(data).hexdigest() != shard["sha256"]:
+            raise SystemExit(f"{shard['path']}: not the bytes that the manifest names")
+        shards.append(data)
+    return shards
+
+
+def read_tensor(name, entry, shards):
+    """One tensor as f32, dequantized."""
+    data = b"".join(shards[p["shard"]][p["offset"] : p["offset"] + p["bytes"]] for p in entry["parts"])
+    shape, count = entry["shape"], int(np.prod(entry["shape"]))
+    kind = entry["dtype"]
+    if kind in ("f32", "f16"):
+        values = np.frombuffer(data, "<f4" if kind == "f32" else "<f2")
+    else:
+        payload = count if kind == "q8" else count // 2
+        if kind == "q8":
+            codes = np.frombuffer(data, np.int8, payload).astype(np.float32)
+        else:
+            packed = np.frombuffer(data, np.uint8, payload)
+            codes = np.stack([packed & 15, packed >> 4], axis=1).reshape(-1).astype(np.float32) - 8
+        scales = np.frombuffer(data, "<f2", offset=payload).astype(np.float32)
+        values = codes.reshape(len(scales), entry["group"]) * scales[:, None]
+    if values.size != count:
+        raise SystemExit(f"{name}: {values.size} values where the shape says {count}")
+    return torch.from_numpy(values.astype(np.float32).reshape(shape))
+
+
+def load(folder):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    shards = read_shards(folder, manifest)
+    tensors = {name: read_tensor(name, entry, shards) for name, entry in manifest["tensors"].items()}
+    return manifest, models.build(manifest, tensors)
+
+
+def latent_shape(manifest):
+    size, autoencoder = manifest["video"]["sizes"][0], manifest["autoencoder"]
+    down = autoencoder["patch_size"] * 2 ** len(autoencoder["encoder_time_downscale"])
+    per_latent = 2 ** sum(autoencoder["decoder_time_upscale"])
+    frames = (size["frames"][0] + per_latent - 1) // per_latent
+    return autoencoder["latent_channels"], frames, size["height"] // down, size["width"] // down
+
+
+@torch.no_grad()
+def run(folder, prompt, seed):
+    manifest, built = load(folder)
+    words = Tokenizer.from_file(str(folder / manifest["text_encoder"]["tokenizer"]["path"]))
+    input_ids = torch.tensor(words.encode(prompt).ids, dtype=torch.int32)
+    text = models.encode_text(built, input_ids)
+    shape = latent_shape(manifest)
+
+    def draw(stream):
+        return torch.from_numpy(noise.normal(seed, stream, int(np.prod(shape)))).reshape(shape)
+
+    start = draw(0)
+    latents = models.sample(manifest, built, start, text, fresh=draw)
+    frames = models.decode(built, latents)
+    pixels = (frames * 255).round().to(torch.uint8)
+    return {"input_ids": input_ids, "embeddings": text, "noise": start, "latents": latents.contiguous(),
+            "frames": pixels[::KEEP_EVERY].contiguous()}, pixels
+
+
+def psnr(first, second):
+    """Decibels between two u8 videos of one shape; infinite where they are equal."""
+    error = (first.astype(np.float64) - second.astype(np.float64)) ** 2
+    return float("inf") if not error.any() else float(10 * np.log10(255**2 / error.mean()))
+
+
+def read_frames(path):
+    """u8 [n, 3, H, W] of a folder of PNG frames, or the kept frames of a file that this script wrote."""
+    if path.is_dir():
+        images = [np.asarray(Image.open(name).convert("RGB")) for name in sorted(path.glob("*.png"))]
+        return np.stack(images).transpose(0, 3, 1, 2)
+    return load_file(path)["frames"].numpy()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, help="folder with manifest.json and its shards")
+    parser.add_argument("--prompt")
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("builtin.safetensors"))
+    parser.add_argument("--frames", type=Path, help="also write every frame as PNG into this folder")
+    parser.add_argument("--against", type=Path, help="PNG folder or .safetensors to compare with; writes no golden")
+    arguments = parser.parse_args()
+
+    prompt, seed = arguments.prompt, arguments.seed
+    if arguments.against and prompt is None and arguments.out.exists():
+        with safe_open(arguments.out, "pt") as golden:
+            request = json.loads(golden.metadata()["request"])
+        prompt, seed = request["prompt"], request["seed"] if seed is None else seed
+    if prompt is None:
+        parser.error("--prompt is missing")
+
+    seed = 0 if seed is None else seed
+    tensors, pixels = run(arguments.model, prompt, seed)
+    latents = tensors["latents"]
+    print(f"{len(tensors['input_ids'])} tokens; latents mean {latents.mean():+.3f} std {latents.std():.3f};"
+          f" {len(pixels)} frames of {pixels.shape[3]}x{pixels.shape[2]}")
+    if arguments.frames:
+        arguments.frames.mkdir(parents=True, exist_ok=True)
+        for index, frame in enumerate(pixels.permute(0, 2, 3, 1).numpy()):
+            Image.fromarray(frame).save(arguments.frames / f"{index:04}.png")
+    if arguments.against:
+        other = read_frames(arguments.against)
+        own = pixels.numpy() if len(other) == len(pixels) else tensors["frames"].numpy()
+        print(f"PSNR {psnr(own, other):.2f} dB over {len(own)} frames")
+        return
+    manifest_hash = hashlib.sha256((arguments.model / "manifest.json").read_bytes()).hexdigest()
+    request = {"prompt": prompt, "seed": seed, "manifest_sha256": manifest_hash}
+    save_file(tensors, arguments.out, metadata={"request": json.dumps(request)})
+    print("wrote", arguments.out)
+
+
+if __name__ == "__main__":
+    main()
