@@ -1,4 +1,7 @@
+//! What a model is made of: its manifest, its list of tensors, its shards and its number formats.
 
 pub mod layout;
 pub mod manifest;
+pub mod quant;
+pub mod shards;
 mod validate;

@@ -5,13 +5,15 @@ use std::collections::{HashMap, HashSet};
 
 use crate::error::{Error, Result};
 use crate::model::manifest::{
-    DType, FileInfo, INTERFACE, MAX_SHARD_BYTES, Manifest, SCHEMA_VERSION, TENSOR_ALIGNMENT, TensorInfo,
+    FileInfo, INTERFACE, MAX_SHARD_BYTES, Manifest, SCHEMA_VERSION, TENSOR_ALIGNMENT, TensorInfo,
 };
+use crate::model::quant::{GROUPS, stored_bytes};
 
 const MAX_SHARDS: usize = 4096;
 const MAX_TENSORS: usize = 20_000;
 const MAX_RANK: usize = 8;
 const MAX_DIM: u64 = 1 << 31;
+const MAX_ELEMENTS: u64 = (1 << 31) - 1;
 /// One tensor is assembled in one piece of memory, and a 32-bit heap has no piece above this.
 const MAX_TENSOR_BYTES: u64 = (1 << 31) - 1;
 const MAX_TOKENIZER_BYTES: u64 = 64 << 20;
@@ -275,26 +277,22 @@ fn needed_bytes(name: &str, info: &TensorInfo) -> Result<u64> {
         if dim == 0 || dim as u64 > MAX_DIM {
             return fail(format!("has an axis of {dim}, from 1 to {MAX_DIM} is possible"));
         }
-        match elements.checked_mul(dim as u64) {
+        match elements.checked_mul(dim as u64).filter(|&product| product <= MAX_ELEMENTS) {
             Some(product) => elements = product,
-            None => return fail("has more values than can be counted".into()),
+            None => return fail(format!("has more than {MAX_ELEMENTS} values")),
         }
     }
-    let bytes = match (dtype, group) {
-        (DType::F32, None) => elements.checked_mul(4),
-        (DType::F16, None) => elements.checked_mul(2),
-        (DType::F32 | DType::F16, Some(_)) => return fail(format!("is {dtype} and has a group")),
-        (DType::Q8 | DType::Q4, Some(group @ (32 | 64))) => {
-            let last = shape[shape.len() - 1];
-            if !last.is_multiple_of(*group) {
+    match group {
+        Some(_) if !dtype.quantized() => return fail(format!("is {dtype} and has a group")),
+        Some(group) if GROUPS.contains(group) => {
+            if !shape.last().is_some_and(|last| last.is_multiple_of(*group)) {
                 return fail(format!("has a last axis that groups of {group} do not divide"));
             }
-            let values = if *dtype == DType::Q8 { elements } else { elements / 2 };
-            values.checked_add(elements / *group as u64 * 2)
         }
-        (DType::Q8 | DType::Q4, _) => return fail(format!("is {dtype} and must have a group of 32 or 64")),
-    };
-    match bytes {
+        None if !dtype.quantized() => {}
+        _ => return fail(format!("is {dtype} and must have a group of 32 or 64")),
+    }
+    match stored_bytes(*dtype, elements, *group) {
         Some(bytes) if bytes <= MAX_TENSOR_BYTES => Ok(bytes),
         _ => fail(format!("needs more than the {MAX_TENSOR_BYTES} bytes that one tensor may have")),
     }
