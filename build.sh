@@ -34,7 +34,7 @@ TEXT
 
 # The browser scripts report a failure in their own words; only the exit status is passed on.
 demo() {
-    need node browser
+    need rust cc wasm node browser
     build_page
     exec node "$root/web/scripts/demo.mjs" "$@"
 }

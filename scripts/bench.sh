@@ -29,7 +29,7 @@ bench_native() {
 run_bench() {
     logs=$(mktemp -d)
     trap 'rm -rf "$logs"' EXIT
-    need node browser
+    need rust cc wasm node browser
     build_cli
     build_page
     bench_native

@@ -59,7 +59,7 @@ install_web_packages() {
 }
 
 build_page() {
-    need node
+    need rust cc wasm node
     install_web_packages
     build_engine
     local stamp inputs=() name
