@@ -4,4 +4,4 @@ pub mod layout;
 pub mod manifest;
 pub mod quant;
 pub mod shards;
-mod validate;
+pub(crate) mod validate;

@@ -1,0 +1,352 @@
+//! From an export directory (what the training writes) to the files that a page fetches.
+//!
+//! An export is `model.json` (a manifest without `schema_version`, `shards` and `tensors`), `tokenizer.json` and
+//! `weights.safetensors`. Packing orders the tensors by first use, brings each into its format and cuts the result
+//! into shards. One tensor is in memory at a time, so a model may be larger than the memory. The files appear under
+//! their names only when all of them are complete.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use half::{bf16, f16};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde_json::{Value, json};
+
+use crate::error::{Error, Result};
+use crate::model::layout::{self, Expected, Role};
+use crate::model::manifest::{DType, MAX_SHARD_BYTES, Manifest, SCHEMA_VERSION, TENSOR_ALIGNMENT, TensorInfo, TensorPart};
+use crate::model::shards::{named, sha256_hex};
+use crate::model::{quant, validate};
+
+mod report;
+mod writer;
+
+pub use report::{FileCheck, FormatTotals, PartTotals, ShardTotals, Summary, Verification};
+pub use report::{inspect, read_file, read_manifest, verify};
+use writer::ShardWriter;
+
+/// The manifest's file name.
+pub const MANIFEST_FILE: &str = "manifest.json";
+/// The tokenizer's file name, in an export and in a packed model.
+pub const TOKENIZER_FILE: &str = "tokenizer.json";
+
+/// Values that are converted at once; bounds the memory for tables that are not quantized.
+const CHUNK: usize = 1 << 20;
+
+/// The content of an export directory. `weights` is best a memory map.
+#[derive(Debug, Clone, Copy)]
+pub struct Export<'a> {
+    /// Content of `model.json`.
+    pub model_json: &'a str,
+    /// Content of `tokenizer.json`.
+    pub tokenizer_json: &'a [u8],
+    /// Content of `weights.safetensors`: f32, f16 or bf16.
+    pub weights: &'a [u8],
+}
+
+/// How to pack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PackOptions {
+    /// `F32` and `F16` store every tensor so. `Q8` and `Q4` quantize the matrices of the linear layers within the
+    /// blocks of the text encoder and the transformer where the group divides their last axis; the other matrices,
+    /// convolutions and tables are stored as f16, biases, norms and modulation tables as f32.
+    pub format: DType,
+    /// Values that share a scale, 32 or 64.
+    pub group: usize,
+    /// Longest shard in bytes, a multiple of 16, at most [`MAX_SHARD_BYTES`].
+    pub shard_bytes: u64,
+}
+
+impl Default for PackOptions {
+    fn default() -> Self {
+        Self { format: DType::Q8, group: 32, shard_bytes: MAX_SHARD_BYTES }
+    }
+}
+
+/// What packing made.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Packed {
+    /// The packed model.
+    pub summary: Summary,
+    /// The quantized tensor with the largest error: its name and root mean square error over root mean square.
+    pub worst: Option<(String, f64)>,
+}
+
+/// Packs an export into `out`, which is made if it does not exist. Shards of an earlier pack of the same model that
+/// the new one does not have are removed.
+///
+/// # Errors
+/// [`Error::Manifest`] for a wrong `model.json`; [`Error::Tensor`] naming all missing, unknown or wrongly shaped
+/// tensors, or the first one with a number that is not finite; [`Error::InvalidRequest`] for wrong options and for
+/// files that cannot be written. After an error `out` has no new files.
+pub fn pack(export: &Export<'_>, out: &Path, options: &PackOptions) -> Result<Packed> {
+    let PackOptions { format, group, shard_bytes } = *options;
+    if !quant::GROUPS.contains(&group) {
+        return Err(Error::InvalidRequest(format!("the group is {group} and must be 32 or 64")));
+    }
+    if !(TENSOR_ALIGNMENT..=MAX_SHARD_BYTES).contains(&shard_bytes) || !shard_bytes.is_multiple_of(TENSOR_ALIGNMENT) {
+        return Err(Error::InvalidRequest(format!(
+            "shards of {shard_bytes} bytes are not possible, take a multiple of {TENSOR_ALIGNMENT} up to {MAX_SHARD_BYTES}"
+        )));
+    }
+    let mut model = read_model(export)?;
+    let config = typed(&model)?;
+    validate::config(&config)?;
+    let weights = SafeTensors::deserialize(export.weights)
+        .map_err(|error| Error::Tensor(format!("weights.safetensors cannot be read, {error}")))?;
+    let expected = layout::expected(&config);
+    let views: BTreeMap<String, TensorView<'_>> = weights.tensors().into_iter().collect();
+    layout::compare(&expected, &views.iter().map(|(name, view)| (name.as_str(), view.shape())).collect())?;
+
+    let plan = plan(&expected, format, group, shard_bytes)?;
+    let staging = Staging::new(out)?;
+    let mut writer = ShardWriter::new(&staging.path, &config.name, plan.shards);
+    let mut worst: Option<(String, f64)> = None;
+    for (name, info) in &plan.tensors {
+        writer.start(&info.parts)?;
+        let error = named(name, write_tensor(&mut writer, info, &views[name]))?;
+        if let Some(error) = error.filter(|&error| worst.as_ref().is_none_or(|worst| error > worst.1)) {
+            worst = Some((name.clone(), error));
+        }
+    }
+    let shards = writer.finish()?;
+
+    model["tensors"] = to_json(&plan.tensors.into_iter().collect::<BTreeMap<_, _>>())?;
+    model["shards"] = to_json(&shards)?;
+    fill_requirements(&mut model)?;
+    // The engine's own reader has the last word before anything gets its name.
+    let text = model.to_string();
+    let manifest = Manifest::parse(&text)?;
+    staging.write(TOKENIZER_FILE, export.tokenizer_json)?;
+    staging.write(MANIFEST_FILE, text.as_bytes())?;
+    staging.publish(out, &manifest)?;
+    Ok(Packed { summary: Summary::of(&manifest), worst })
+}
+
+/// `model.json` with what the tokenizer file adds. Fields that this version does not know are kept.
+fn read_model(export: &Export<'_>) -> Result<Value> {
+    let invalid = |reason: &str| Error::Manifest(format!("model.json {reason}"));
+    let mut model: Value =
+        serde_json::from_str(export.model_json).map_err(|error| invalid(&format!("cannot be read, {error}")))?;
+    let fields = model.as_object_mut().ok_or_else(|| invalid("is not an object"))?;
+    for field in ["shards", "tensors"] {
+        if fields.contains_key(field) {
+            return Err(invalid(&format!("has {field:?}, so it is not an export but a packed model")));
+        }
+    }
+    fields.insert("schema_version".into(), json!(SCHEMA_VERSION));
+    fields.insert("shards".into(), json!([]));
+    fields.insert("tensors".into(), json!({}));
+    let text = fields.get_mut("text_encoder").and_then(Value::as_object_mut);
+    let text = text.ok_or_else(|| invalid("has no object \"text_encoder\""))?;
+    let tokenizer = export.tokenizer_json;
+    let file = json!({"path": TOKENIZER_FILE, "bytes": tokenizer.len(), "sha256": sha256_hex(tokenizer)});
+    text.insert("tokenizer".into(), file);
+    Ok(model)
+}
+
+fn typed(model: &Value) -> Result<Manifest> {
+    serde::Deserialize::deserialize(model).map_err(|error: serde_json::Error| Error::Manifest(format!("model.json: {error}")))
+}
+
+fn to_json(value: &impl serde::Serialize) -> Result<Value> {
+    serde_json::to_value(value).map_err(|error| Error::Internal(error.to_string()))
+}
+
+/// Where every tensor goes.
+struct Plan {
+    tensors: Vec<(String, TensorInfo)>,
+    /// Length of every shard.
+    shards: Vec<u64>,
+}
+
+/// Lays the tensors out in order. One that does not fit into the rest of a shard begins a new one; only one that is
+/// longer than a whole shard is split.
+fn plan(expected: &[Expected], format: DType, group: usize, shard_bytes: u64) -> Result<Plan> {
+    let mut shards = vec![0u64];
+    let mut tensors = Vec::with_capacity(expected.len());
+    for Expected { name, shape, role } in expected {
+        let divides = shape.last().is_some_and(|last| last.is_multiple_of(group));
+        let dtype = match (format, role) {
+            (DType::F32 | DType::F16, _) => format,
+            (_, Role::BlockLinear) if divides => format,
+            (_, Role::BlockLinear | Role::Weight) => DType::F16,
+            (_, Role::Scale) => DType::F32,
+        };
+        let group = dtype.quantized().then_some(group);
+        let elements = shape.iter().map(|&dim| dim as u64).product();
+        let mut rest = quant::stored_bytes(dtype, elements, group)
+            .ok_or_else(|| Error::Tensor(format!("{name} of shape {shape:?} is too large")))?;
+        let mut parts = Vec::new();
+        while rest > 0 {
+            let shard = shards.len() - 1;
+            let offset = shards[shard].next_multiple_of(TENSOR_ALIGNMENT);
+            let room = shard_bytes.saturating_sub(offset);
+            let continues = !parts.is_empty();
+            if room == 0 || (offset > 0 && !continues && room < rest) {
+                shards.push(0);
+                continue;
+            }
+            let bytes = rest.min(room);
+            parts.push(TensorPart { shard, offset, bytes });
+            shards[shard] = offset + bytes;
+            rest -= bytes;
+        }
+        tensors.push((name.clone(), TensorInfo { dtype, shape: shape.clone(), group, parts }));
+    }
+    Ok(Plan { tensors, shards })
+}
+
+/// Converts and writes one tensor; gives the relative error where it was quantized.
+fn write_tensor(writer: &mut ShardWriter<'_>, info: &TensorInfo, view: &TensorView<'_>) -> Result<Option<f64>> {
+    let TensorInfo { dtype, shape, group, .. } = info;
+    let size = match view.dtype() {
+        Dtype::F32 => 4,
+        Dtype::F16 | Dtype::BF16 => 2,
+        other => return Err(Error::Tensor(format!("its values are {other:?} and must be F32, F16 or BF16"))),
+    };
+    if group.is_none() {
+        for (index, bytes) in view.data().chunks(CHUNK * size).enumerate() {
+            let values = to_f32(view.dtype(), bytes, index * CHUNK)?;
+            writer.write(&quant::encode(*dtype, &[values.len()], None, &values)?)?;
+        }
+        return Ok(None);
+    }
+    let values = to_f32(view.dtype(), view.data(), 0)?;
+    let bytes = quant::encode(*dtype, shape, *group, &values)?;
+    writer.write(&bytes)?;
+    let square = |value: f32| f64::from(value).powi(2);
+    let decoded = quant::decode(*dtype, shape, *group, &bytes)?;
+    let error: f64 = values.iter().zip(&decoded).map(|(value, decoded)| square(value - decoded)).sum();
+    let total: f64 = values.iter().map(|&value| square(value)).sum();
+    Ok((total > 0.0).then(|| (error / total).sqrt()))
+}
+
+/// Values as f32; `first` is the index of the first one within its tensor.
+fn to_f32(dtype: Dtype, bytes: &[u8], first: usize) -> Result<Vec<f32>> {
+    let pairs = bytes.chunks_exact(2).map(|pair| [pair[0], pair[1]]);
+    let values: Vec<f32> = match dtype {
+        Dtype::F16 => pairs.map(|pair| f16::from_le_bytes(pair).to_f32()).collect(),
+        Dtype::BF16 => pairs.map(|pair| bf16::from_le_bytes(pair).to_f32()).collect(),
+        _ => bytes.chunks_exact(4).map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]])).collect(),
+    };
+    match values.iter().position(|value| !value.is_finite()) {
+        Some(index) => {
+            let (value, index) = (values[index], first + index);
+            Err(Error::Tensor(format!("value {index} is {value}, not a finite number")))
+        }
+        None => Ok(values),
+    }
+}
+
+/// Fills what `requires` leaves open, from the sizes of weights and of the largest intermediate result.
+fn fill_requirements(model: &mut Value) -> Result<()> {
+    let mut manifest = typed(model)?;
+    let activation = largest_activation(&manifest);
+    // The token table stays out of device buffers: a prompt needs a few of its rows.
+    let table = "text_encoder.shared.weight";
+    let on_device = manifest.tensors.iter().filter(|(name, _)| *name != table);
+    let weight = on_device.map(|(_, info)| 4 * info.elements() as u64).max().unwrap_or(0);
+    let mebibytes = |bytes: u64| bytes.next_multiple_of(1 << 20);
+    let buffer = mebibytes(activation.max(weight));
+    let stored: u64 = manifest.shards.iter().map(|shard| shard.bytes).sum();
+    let requires = &mut manifest.requires;
+    for (field, value) in [
+        (&mut requires.max_buffer_size, buffer),
+        (&mut requires.max_storage_buffer_binding_size, buffer),
+        (&mut requires.memory_bytes, mebibytes(stored + 4 * activation + 2 * MAX_SHARD_BYTES)),
+    ] {
+        if *field == 0 {
+            *field = value;
+        }
+    }
+    model["requires"] = to_json(&manifest.requires)?;
+    Ok(())
+}
+
+/// Bytes of the largest single intermediate result, as f32, of the largest offered clip.
+fn largest_activation(manifest: &Manifest) -> u64 {
+    let (auto, wan) = (&manifest.autoencoder, &manifest.transformer);
+    let widest = auto.encoder_channels.iter().chain(&auto.decoder_channels).copied().max().unwrap_or(0) as u64;
+    let bytes = manifest.sizes().map(|size| {
+        let [_, frames, height, width] = manifest.latent_shape(size.width, size.height, size.frames);
+        let tokens = (frames * (height / wan.patch_size[1]) * (width / wan.patch_size[2])) as u64;
+        let denoiser = tokens * (wan.ffn_dim.max(6 * wan.inner_dim())) as u64;
+        // The autoencoder works on one latent frame at a time, at most at the full size over its patch, and its
+        // blocks see the frame before as well.
+        let area = u64::from(size.width) * u64::from(size.height) / (auto.patch_size * auto.patch_size) as u64;
+        let decoder = 2 * widest * area * auto.time_compression() as u64;
+        4 * denoiser.max(decoder)
+    });
+    bytes.max().unwrap_or(0)
+}
+
+/// A folder below the output folder, so that moving its files is a rename. It goes with all it has on any error.
+struct Staging {
+    path: PathBuf,
+}
+
+impl Staging {
+    fn new(out: &Path) -> Result<Self> {
+        let path = out.join(format!(".kinora-pack-{}", std::process::id()));
+        fs::create_dir_all(&path).map_err(|error| cannot("create", &path, &error))?;
+        Ok(Self { path })
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let path = self.path.join(name);
+        fs::write(&path, bytes).map_err(|error| cannot("write", &path, &error))
+    }
+
+    /// Moves everything out. The manifest goes first and comes last: a folder without one is no model, so a reader
+    /// never sees an old manifest with new shards.
+    fn publish(&self, out: &Path, manifest: &Manifest) -> Result<()> {
+        match fs::remove_file(out.join(MANIFEST_FILE)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(cannot("replace", &out.join(MANIFEST_FILE), &error));
+            }
+            _ => {}
+        }
+        remove_old_shards(out, &manifest.name)?;
+        let shards = manifest.shards.iter().map(|shard| shard.path.as_str());
+        let mut moved = Vec::new();
+        for name in shards.chain([TOKENIZER_FILE, MANIFEST_FILE]) {
+            let to = out.join(name);
+            if let Err(error) = fs::rename(self.path.join(name), &to) {
+                moved.iter().for_each(|path| drop(fs::remove_file(path)));
+                return Err(cannot("write", &to, &error));
+            }
+            moved.push(to);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        // Nothing can be done about a failure here, and the error that led here matters more.
+        let _ = fs::remove_dir_all(&self.path);
+    }
+}
+
+/// Removes `<name>-00001-of-00002.bin` and the like; no other file is touched.
+fn remove_old_shards(out: &Path, name: &str) -> Result<()> {
+    let number = |text: &str| text.len() == 5 && text.bytes().all(|byte| byte.is_ascii_digit());
+    let ours = |file: &str| {
+        let rest = file.strip_prefix(name)?.strip_prefix('-')?.strip_suffix(".bin")?;
+        let (index, count) = rest.split_once("-of-")?;
+        (number(index) && number(count)).then_some(())
+    };
+    for entry in fs::read_dir(out).map_err(|error| cannot("read", out, &error))? {
+        let entry = entry.map_err(|error| cannot("read", out, &error))?;
+        if entry.file_name().to_str().and_then(ours).is_some() {
+            fs::remove_file(entry.path()).map_err(|error| cannot("replace", &entry.path(), &error))?;
+        }
+    }
+    Ok(())
+}
+
+fn cannot(what: &str, path: &Path, error: &std::io::Error) -> Error {
+    Error::InvalidRequest(format!("cannot {what} a file, {error}: {}", path.display()))
+}
