@@ -19,8 +19,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
-import models
-import noise
+import models  # first: puts the project on the path
+from training import noise
 
 KEEP_EVERY = 4
 
@@ -81,7 +81,7 @@ def run(folder, prompt, seed):
     shape = latent_shape(manifest)
 
     def draw(stream):
-        return torch.from_numpy(noise.normal(seed, stream, int(np.prod(shape)))).reshape(shape)
+        return torch.from_numpy(noise.normal(seed, stream, shape))
 
     start = draw(0)
     latents = models.sample(manifest, built, start, text, fresh=draw)

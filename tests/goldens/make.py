@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import Unigram
 
-import models
-import noise
+import models  # first: puts the project on the path
+from training import noise
 
 HERE = Path(__file__).parent
 WORDS = ("a red blue green white ball cube bird cat rolls bounces flies on over under the grass sea hill left right slow"
@@ -146,7 +146,7 @@ def goldens(config, built, encode_prompt):
 
     # Another prompt, so that the number of real tokens differs from the other stages.
     text = models.encode_text(built, torch.tensor(encode_prompt(PROMPTS[2]), dtype=torch.int32))
-    start = torch.from_numpy(noise.normal(42, 0, latents.numel())).reshape(latents.shape)
+    start = torch.from_numpy(noise.normal(42, 0, latents.shape))
     put("sample", {"noise": start, "text": text}, {"latents": models.sample(config, built, start, text)})
 
     small = torch.randn(8, 3, 2, 3)
@@ -204,9 +204,9 @@ def main():
         randomize(module)
     autoencoder = built["autoencoder"]
     video = smooth(9, 32, 48)
-    latents = torch.randn(3, 8, 2, 3)
-    scale_output(autoencoder.encoder[-1], lambda: autoencoder.encode(video), 1.0, 0.0)
-    scale_output(autoencoder.decoder[-1], lambda: autoencoder.decoder(latents), 0.2, 0.5)
+    latents = torch.randn(8, 3, 2, 3)
+    scale_output(autoencoder.encoder[-1], lambda: models.encode(built, video), 1.0, 0.0)
+    scale_output(autoencoder.decoder[-1], lambda: autoencoder.decode(latents[None]), 0.2, 0.5)
 
     export = HERE / "tiny"
     export.mkdir(exist_ok=True)

@@ -1,13 +1,18 @@
-"""Builds the reference models of a manifest: diffusers' Wan transformer, transformers' UMT5 encoder, TAEHV.
+"""Builds the reference models of a manifest: diffusers' Wan transformer, transformers' UMT5 encoder, and the
+autoencoder of the training code, which `check_autoencoder.py` holds to TAEHV.
 
 Every function takes a manifest section and a dict of f32 tensors under the names of a Kinora model file.
 """
+
+import sys
+from pathlib import Path
 
 import torch
 from diffusers import WanTransformer3DModel
 from transformers import UMT5Config, UMT5EncoderModel
 
-from taehv import Taehv
+sys.path.append(str(Path(__file__).parents[2]))
+from training.autoencoder import Autoencoder  # noqa: E402
 
 
 def text_encoder(section, eos=1, pad=0):
@@ -38,7 +43,7 @@ def transformer(section):
 
 
 def autoencoder(section):
-    return Taehv(section).eval()
+    return Autoencoder(section).eval()
 
 
 BUILDERS = {"text_encoder": text_encoder, "transformer": transformer, "autoencoder": autoencoder}
@@ -113,8 +118,9 @@ def sample(manifest, models, noise, text, fresh=None):
 
 def decode(models, latents):
     """Latents [C, F, H, W] -> frames [N, 3, height, width] in 0..1."""
-    return models["autoencoder"].decode(latents.transpose(0, 1))
+    return models["autoencoder"].decode(latents[None])[0].clamp(0, 1)
 
 
 def encode(models, frames):
-    return models["autoencoder"].encode(frames).transpose(0, 1)
+    """Frames [N, 3, height, width] in 0..1 -> latents [C, F, H, W]."""
+    return models["autoencoder"].encode(frames[None])[0]
