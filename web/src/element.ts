@@ -1,0 +1,466 @@
+/**
+ * `<kinora-video>`: prompt in, video out. The element owns the worker, shows the picture as it forms and plays the
+ * result; the controls around it belong to the page. Nothing but the manifest is fetched before `generate()`.
+ *
+ * Attributes: `src` (address of the manifest), `prompt`, `seed`, `device` (`auto`, `webgpu` or `cpu`), `limits`
+ * (`default` asks the GPU for the WebGPU default limits only). Events: `statechange`, `progress`, `frame`, `notice`,
+ * `result`, `error`.
+ */
+import { Client } from './client.js';
+import { downloadText } from './download.js';
+import type { Device, EngineInfo, SelfCheck, VideoRequest } from './engine.js';
+import { KinoraError, aborted, toKinoraError } from './errors.js';
+import { ShardStore, deleteStoredModels } from './loader.js';
+import { parseManifest, type ModelManifest } from './manifest.js';
+import { STAGES } from './messages.js';
+import { Pace, Progress, type Stage } from './progress.js';
+import type { ProbeReport } from './probe.js';
+import type { GenerateEvent } from './protocol.js';
+import type { EncodedClip } from './encode.js';
+
+export type State = 'idle' | 'loading' | 'generating' | 'encoding' | 'done' | 'error';
+
+/** What can be known before the first download. */
+export interface Availability {
+	manifest: ModelManifest;
+	/** Undefined when the CPU was demanded, because then the GPU is left alone. */
+	probe: ProbeReport | undefined;
+	device: Device;
+	/** The model is stored on this device. */
+	stored: boolean;
+}
+
+export interface ProgressDetail {
+	/** 0 to 1 over the whole run; never falls. */
+	value: number;
+	stage: Stage;
+	/** For people, without the figure. */
+	text: string;
+	/** Seconds until this stage ends, once that can be told. */
+	remaining: number | undefined;
+}
+
+export interface FrameDetail {
+	/** Number of the frame, or undefined for a preview of the unfinished clip. */
+	index: number | undefined;
+	frames: number;
+	width: number;
+	height: number;
+	rgba: Uint8Array;
+}
+
+/** Milliseconds of each stage of one run; zero for what did not have to be done again. */
+export interface Timings {
+	engine: number;
+	download: number;
+	warmup: number;
+	text: number;
+	steps: number[];
+	preview: number;
+	decode: number;
+	encode: number;
+	total: number;
+}
+
+export interface VideoResult extends Omit<EncodedClip, 'refused'> {
+	width: number;
+	height: number;
+	fps: number;
+	seed: number;
+	/** RGBA of every frame, as decoded, before the video codec. */
+	frames: Uint8Array[];
+	model: string;
+	engine: EngineInfo;
+	unknownWords: string[];
+	/** Self-test of this run; empty when the model was loaded before. */
+	checks: SelfCheck[];
+	bytesDownloaded: number;
+	bytesFromCache: number;
+	/** False when the browser would not keep the model for the next visit. */
+	stored: boolean;
+	refusedCodecs: string[];
+	timings: Timings;
+}
+
+export interface GenerateOptions {
+	prompt?: string;
+	seed?: number;
+	/** Other than the manifest's first size, in pixels and frames. */
+	width?: number;
+	height?: number;
+	frames?: number;
+	signal?: AbortSignal;
+}
+
+export interface KinoraVideoEvents {
+	statechange: CustomEvent<State>;
+	progress: CustomEvent<ProgressDetail>;
+	frame: CustomEvent<FrameDetail>;
+	notice: CustomEvent<{ unknownWords: string[] } | { restarted: true }>;
+	result: CustomEvent<VideoResult>;
+	error: CustomEvent<KinoraError>;
+}
+
+const STYLE = `
+	:host { display: block; position: relative; aspect-ratio: 1; overflow: hidden; background: #000; }
+	:host([hidden]) { display: none; }
+	canvas, video, slot { position: absolute; inset: 0; inline-size: 100%; block-size: 100%; }
+	canvas, video { object-fit: contain; opacity: 0; transition: opacity 240ms ease; }
+	video { display: block; }
+	canvas.shown, video.shown { opacity: 1; }
+	@media (prefers-reduced-motion: reduce) { canvas, video { transition: none; } }
+`;
+
+function seedOf(value: string | null): number | undefined {
+	return value === null || value.trim() === '' ? undefined : Number(value);
+}
+
+export function newSeed(): number {
+	return crypto.getRandomValues(new Uint32Array(1))[0] ?? 0;
+}
+
+/** The answer to something that cannot be stopped itself, unless it is no longer wanted. */
+function unlessAborted<Value>(work: Promise<Value>, signal: AbortSignal): Promise<Value> {
+	return new Promise((resolve, reject) => {
+		const stop = () => reject(aborted());
+		if (signal.aborted) {
+			stop();
+		}
+		signal.addEventListener('abort', stop, { once: true });
+		work.then(resolve, reject).finally(() => signal.removeEventListener('abort', stop));
+	});
+}
+
+export class KinoraVideo extends HTMLElement {
+	static readonly observedAttributes = ['src', 'device', 'limits'];
+
+	readonly #client = new Client();
+	readonly #canvas = document.createElement('canvas');
+	readonly #video = document.createElement('video');
+	#availability: Promise<Availability> | undefined;
+	#manifestText = '';
+	#state: State = 'idle';
+	#run: AbortController | undefined;
+	#result: VideoResult | undefined;
+
+	constructor() {
+		super();
+		const root = this.attachShadow({ mode: 'open' });
+		const sheet = new CSSStyleSheet();
+		sheet.replaceSync(STYLE);
+		root.adoptedStyleSheets = [sheet];
+		this.#canvas.setAttribute('part', 'canvas');
+		this.#canvas.setAttribute('aria-hidden', 'true');
+		this.#video.setAttribute('part', 'video');
+		this.#video.muted = true;
+		this.#video.playsInline = true;
+		this.#video.loop = true;
+		root.append(document.createElement('slot'), this.#canvas, this.#video);
+	}
+
+	disconnectedCallback(): void {
+		this.cancel();
+		this.#client.close();
+		this.#forgetVideo();
+	}
+
+	attributeChangedCallback(_name: string, before: string | null, after: string | null): void {
+		if (before !== after) {
+			this.#availability = undefined;
+		}
+	}
+
+	get state(): State {
+		return this.#state;
+	}
+
+	/** The last finished clip. */
+	get result(): VideoResult | undefined {
+		return this.#result;
+	}
+
+	/** The player; empty until there is a result. */
+	get video(): HTMLVideoElement {
+		return this.#video;
+	}
+
+	/** Whether a generation can start without loading anything. */
+	get loaded(): boolean {
+		return this.#client.loaded;
+	}
+
+	get #forcedDevice(): Device | undefined {
+		const value = this.getAttribute('device');
+		return value === 'webgpu' || value === 'cpu' ? value : undefined;
+	}
+
+	get #manifestUrl(): string {
+		return new URL(this.getAttribute('src') ?? 'model/manifest.json', document.baseURI).href;
+	}
+
+	/** Reads the manifest and asks for a GPU. Repeated calls share one answer until an attribute changes. */
+	availability(): Promise<Availability> {
+		this.#availability ??= this.#findAvailability().catch((error: unknown) => {
+			this.#availability = undefined;
+			throw toKinoraError(error);
+		});
+		return this.#availability;
+	}
+
+	async #findAvailability(): Promise<Availability> {
+		const forced = this.#forcedDevice;
+		this.#manifestText = await downloadText(this.#manifestUrl, { revalidate: true }).catch((error: unknown) => {
+			const { code, message } = toKinoraError(error);
+			throw code === 'integrity' ? new KinoraError('manifest', message, { retryable: true, cause: error }) : error;
+		});
+		const manifest = parseManifest(this.#manifestText);
+		const probe = forced === 'cpu' ? undefined : await this.#client.probe(manifest.features);
+		const stored = await (await ShardStore.open()).has(manifest.shards);
+		return { manifest, probe, device: forced ?? probe?.device ?? 'cpu', stored };
+	}
+
+	/** Makes one video. Downloads the model first when it is not here yet. */
+	async generate(options: GenerateOptions = {}): Promise<VideoResult> {
+		if (this.#run) {
+			throw new KinoraError('busy', 'This element is making a video already.', { retryable: true });
+		}
+		const run = new AbortController();
+		this.#run = run;
+		const signal = options.signal ? AbortSignal.any([run.signal, options.signal]) : run.signal;
+		try {
+			const request = this.#request(options);
+			const result = await this.#attempt(request, signal).catch((error: unknown) => {
+				// The seed makes the second run the same clip. A device that is lost twice is not tried again.
+				if (toKinoraError(error).code !== 'device-lost' || signal.aborted) {
+					throw error;
+				}
+				this.#emit('notice', { restarted: true });
+				return this.#attempt(request, signal);
+			});
+			this.#result = result;
+			await this.#show(result);
+			this.#setState('done');
+			this.#emit('result', result);
+			return result;
+		} catch (thrown) {
+			const error = signal.aborted ? aborted() : toKinoraError(thrown);
+			this.#restore();
+			this.#setState(error.code === 'aborted' ? 'idle' : 'error');
+			if (error.code !== 'aborted') {
+				this.#emit('error', error);
+			}
+			throw error;
+		} finally {
+			this.#run = undefined;
+		}
+	}
+
+	/** Ends the present run; its promise rejects with `aborted` within two seconds, whatever the engine is doing. */
+	cancel(): void {
+		this.#run?.abort();
+	}
+
+	/** Removes the stored model from this device. */
+	async deleteModel(): Promise<void> {
+		this.cancel();
+		this.#client.close();
+		this.#availability = undefined;
+		await deleteStoredModels();
+	}
+
+	#request(options: GenerateOptions): VideoRequest {
+		const prompt = (options.prompt ?? this.getAttribute('prompt') ?? '').trim();
+		if (prompt === '') {
+			throw new KinoraError('empty-prompt', 'The prompt is empty.');
+		}
+		const seed = options.seed ?? seedOf(this.getAttribute('seed')) ?? newSeed();
+		if (!Number.isSafeInteger(seed) || seed < 0) {
+			throw new KinoraError('invalid-request', `The seed ${seed} is not a whole number from 0 to ${Number.MAX_SAFE_INTEGER}.`);
+		}
+		const request: VideoRequest = { prompt, seed };
+		for (const key of ['width', 'height', 'frames'] as const) {
+			const value = options[key];
+			if (value !== undefined) {
+				request[key] = value;
+			}
+		}
+		return request;
+	}
+
+	async #attempt(request: VideoRequest, signal: AbortSignal): Promise<VideoResult> {
+		const started = performance.now();
+		const wasLoaded = this.#client.loaded;
+		this.#setState(wasLoaded ? 'generating' : 'loading');
+		const progress = new Progress(
+			wasLoaded ? ['text', 'denoise', 'decode', 'encode'] : ['engine', 'download', 'warmup', 'text', 'denoise', 'decode', 'encode'],
+		);
+		let pace = new Pace(3000);
+		let last: Stage | undefined;
+		const report = (stage: Stage, fraction: number, text: string = STAGES[stage]) => {
+			if (stage !== last) {
+				pace = new Pace(stage === 'download' ? 3000 : 1000);
+				last = stage;
+			}
+			this.#emit('progress', { value: progress.update(stage, fraction), stage, text, remaining: pace.remaining(fraction) });
+		};
+		report(wasLoaded ? 'text' : 'engine', 0);
+
+		const { manifest, probe, device } = await unlessAborted(this.availability(), signal);
+		if (probe?.problem && device === 'webgpu') {
+			throw new KinoraError(probe.problem, `WebGPU cannot be used here (${probe.problem}${probe.missing.map((name) => `: ${name}`).join('')}).`);
+		}
+		// Fetched along with the model, so that a generation later needs no network at all.
+		const encoding = import('./encode.js');
+		encoding.catch(() => undefined);
+		const opened = await this.#client.open(
+			{ manifestUrl: this.#manifestUrl, manifest: this.#manifestText, device, strictLimits: this.getAttribute('limits') === 'default' },
+			{ signal, onEvent: ({ loaded, total }) => report('engine', loaded / total) },
+		);
+		// Before the weights: a prompt the model cannot take should not cost a download.
+		const { unknownWords } = await this.#client.call('check', request, { signal });
+		if (unknownWords.length > 0) {
+			this.#emit('notice', { unknownWords });
+		}
+		const loaded = await this.#load(signal, report);
+		const { encodeClip } = await encoding.catch((cause: unknown) => {
+			throw new KinoraError('network', 'The video encoder could not be downloaded.', { retryable: true, cause });
+		});
+
+		this.#setState('generating');
+		report('text', 0);
+		const frames: Uint8Array[] = [];
+		const made = await this.#client.call('generate', request, { signal, onEvent: (event) => this.#follow(event, frames, report) });
+		this.#setState('encoding');
+		report('encode', 0);
+		const encodeStarted = performance.now();
+		const { width, height, fps } = made;
+		const { refused, ...encoded } = await encodeClip(
+			{ frames, width, height, fps },
+			{ model: manifest.name, software: `Kinora ${opened.info.engine}`, seed: request.seed },
+			{ signal, onProgress: (fraction) => report('encode', fraction) },
+		);
+		const ended = performance.now();
+		report('encode', 1);
+		return {
+			...encoded,
+			width,
+			height,
+			fps,
+			seed: request.seed,
+			frames,
+			model: manifest.name,
+			engine: opened.info,
+			unknownWords,
+			checks: loaded.checks,
+			bytesDownloaded: opened.bytes + loaded.bytes,
+			bytesFromCache: loaded.bytesFromCache,
+			stored: loaded.stored,
+			refusedCodecs: refused,
+			timings: {
+				engine: opened.timings.engine + opened.timings.create,
+				...loaded.timings,
+				...made.timings,
+				encode: ended - encodeStarted,
+				total: ended - started,
+			},
+		};
+	}
+
+	async #load(signal: AbortSignal, report: (stage: Stage, fraction: number) => void) {
+		if (this.#client.loaded) {
+			return { checks: [], bytes: 0, bytesFromCache: 0, stored: true, timings: { download: 0, warmup: 0 } };
+		}
+		report('download', 0);
+		return this.#client.load({
+			signal,
+			onEvent(event) {
+				if (event.kind === 'download') {
+					report('download', event.loaded / event.total);
+				} else {
+					report('warmup', event.done / event.total);
+				}
+			},
+		});
+	}
+
+	#follow(event: GenerateEvent, frames: Uint8Array[], report: (stage: Stage, fraction: number, text?: string) => void): void {
+		switch (event.kind) {
+			case 'text':
+				report('text', 1);
+				report('denoise', 0, `${STAGES.denoise}, step 1 of ${event.steps}`);
+				break;
+			case 'step':
+				report(
+					'denoise',
+					(event.index + 1) / event.steps,
+					event.index + 1 < event.steps ? `${STAGES.denoise}, step ${event.index + 2} of ${event.steps}` : STAGES.decode,
+				);
+				break;
+			case 'preview':
+				this.#draw({ index: undefined, frames: 0, width: event.width, height: event.height, rgba: event.rgba });
+				break;
+			case 'frames': {
+				const size = event.rgba.length / event.count;
+				const { width, height } = event;
+				for (let offset = 0; offset < event.count; offset++) {
+					const rgba = event.rgba.subarray(offset * size, (offset + 1) * size);
+					frames[event.first + offset] = rgba;
+					this.#draw({ index: event.first + offset, frames: event.frames, width, height, rgba });
+				}
+				report('decode', (event.first + event.count) / event.frames);
+				break;
+			}
+		}
+	}
+
+	#draw(frame: FrameDetail): void {
+		this.#canvas.width = frame.width;
+		this.#canvas.height = frame.height;
+		const pixels = new ImageData(new Uint8ClampedArray(frame.rgba), frame.width, frame.height);
+		this.#canvas.getContext('2d')?.putImageData(pixels, 0, 0);
+		this.#canvas.classList.add('shown');
+		this.#video.classList.remove('shown');
+		this.#emit('frame', frame);
+	}
+
+	async #show(result: VideoResult): Promise<void> {
+		this.#forgetVideo();
+		this.#video.src = URL.createObjectURL(result.blob);
+		this.#video.setAttribute('aria-label', `AI-generated video: ${this.getAttribute('prompt') ?? ''}`);
+		await new Promise<void>((resolve) => {
+			this.#video.addEventListener('loadeddata', () => resolve(), { once: true });
+			this.#video.addEventListener('error', () => resolve(), { once: true });
+		});
+		this.#video.classList.add('shown');
+		if (!matchMedia('(prefers-reduced-motion: reduce)').matches) {
+			// Refused by some battery savers; the play button remains.
+			await this.#video.play().catch(() => undefined);
+		}
+	}
+
+	/** After a run without a result: the last clip again, or nothing, but no half-finished picture. */
+	#restore(): void {
+		this.#canvas.classList.remove('shown');
+		this.#video.classList.toggle('shown', this.#result !== undefined);
+	}
+
+	#forgetVideo(): void {
+		if (this.#video.src) {
+			URL.revokeObjectURL(this.#video.src);
+			this.#video.removeAttribute('src');
+			this.#video.load();
+		}
+	}
+
+	#setState(state: State): void {
+		if (this.#state !== state) {
+			this.#state = state;
+			this.#emit('statechange', state);
+		}
+	}
+
+	#emit<Name extends keyof KinoraVideoEvents>(name: Name, detail: KinoraVideoEvents[Name]['detail']): void {
+		// None of them bubbles: an `error` that reached the window would pass for a script error of the host page.
+		this.dispatchEvent(new CustomEvent(name, { detail }));
+	}
+}

@@ -1,0 +1,91 @@
+/**
+ * The interface of the WebAssembly engine as this page uses it. The generated declarations type most values as `any`;
+ * these say what is really in them.
+ */
+
+export type Device = 'webgpu' | 'cpu';
+
+export interface EngineOptions {
+	device: Device;
+	/** Ask the GPU for the WebGPU default limits only, to prove that the model fits on every adapter. */
+	strictLimits?: boolean;
+}
+
+export interface EngineInfo {
+	device: Device;
+	adapter: string;
+	/** The adapter computes on the CPU (SwiftShader, WARP, lavapipe). */
+	software: boolean;
+	/** Version of the engine. */
+	engine: string;
+}
+
+/** One comparison of the self-test: largest relative error of a kernel against the value it must give. */
+export interface SelfCheck {
+	name: string;
+	error: number;
+	tolerance: number;
+}
+
+/** Sizes are in pixels and frames; left out, they are the manifest's first. */
+export interface VideoRequest {
+	prompt: string;
+	seed: number;
+	width?: number;
+	height?: number;
+	frames?: number;
+}
+
+export interface PromptCheck {
+	tokens: number;
+	/** Words the model was never shown, as the visitor wrote them. */
+	unknownWords: string[];
+}
+
+export interface StepReport {
+	index: number;
+	steps: number;
+	/** Noise level the step started from, 1 (noise only) to 0 (clean). */
+	sigma: number;
+}
+
+/** `count` frames of width * height * 4 bytes, the first of them frame number `first` of the clip. */
+export interface FrameBatch {
+	first: number;
+	count: number;
+	rgba: Uint8Array;
+}
+
+export interface Generation {
+	readonly width: number;
+	readonly height: number;
+	readonly frames: number;
+	readonly fps: number;
+	readonly steps: number;
+	/** Runs one denoising step; undefined when there is none left. */
+	step(): Promise<StepReport | undefined>;
+	/** RGBA of the middle frame as the present latents would decode it. */
+	preview(): Promise<Uint8Array>;
+	/** Decodes the next latent frame; undefined when the clip is complete. */
+	nextFrames(): Promise<FrameBatch | undefined>;
+	free(): void;
+}
+
+export interface Engine {
+	readonly info: EngineInfo;
+	/** Indices of the shards still to be added, in order of first use. */
+	missingShards(): number[];
+	/** Verifies length and SHA-256, keeps the tensors on the device; throws `integrity`. */
+	addShard(index: number, bytes: Uint8Array): Promise<void>;
+	selfTest(): Promise<{ checks: SelfCheck[] }>;
+	check(request: VideoRequest): PromptCheck;
+	begin(request: VideoRequest): Promise<Generation>;
+	free(): void;
+}
+
+export interface EngineModule {
+	default(input: { module_or_path: Response | Promise<Response> }): Promise<unknown>;
+	Engine: {
+		create(manifest: string, tokenizer: string, options: EngineOptions): Promise<Engine>;
+	};
+}

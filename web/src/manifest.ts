@@ -1,0 +1,135 @@
+/**
+ * What the page itself needs of `manifest.json`: names, sizes, addresses. The engine checks the whole file; this
+ * refuses only what the page could not show or download.
+ */
+import { KinoraError } from './errors.js';
+
+export interface FileEntry {
+	path: string;
+	bytes: number;
+	/** Lower-case hexadecimal. */
+	sha256: string;
+}
+
+export interface ModelManifest {
+	name: string;
+	title: string;
+	description: string;
+	license: string;
+	tokenizer: FileEntry;
+	shards: FileEntry[];
+	steps: number;
+	fps: number;
+	width: number;
+	height: number;
+	frames: number;
+	vocabulary: string[];
+	examples: string[];
+	/** WebGPU features the adapter must offer. */
+	features: string[];
+	/** Bytes to fetch before the first clip: all shards and the tokenizer. */
+	totalBytes: number;
+}
+
+type Json = { [key: string]: unknown };
+
+function broken(what: string): KinoraError {
+	return new KinoraError('manifest', `The model description is not usable: ${what}.`);
+}
+
+function object(parent: Json, key: string): Json {
+	const value = parent[key];
+	if (typeof value !== 'object' || value === null || Array.isArray(value)) {
+		throw broken(`"${key}" is not an object`);
+	}
+	return value as Json;
+}
+
+function list(parent: Json, key: string): unknown[] {
+	const value = parent[key];
+	if (!Array.isArray(value)) {
+		throw broken(`"${key}" is not a list`);
+	}
+	return value;
+}
+
+function text(parent: Json, key: string, fallback?: string): string {
+	const value = parent[key] ?? fallback;
+	if (typeof value !== 'string') {
+		throw broken(`"${key}" is not a text`);
+	}
+	return value;
+}
+
+function count(value: unknown, what: string): number {
+	if (typeof value !== 'number' || !Number.isSafeInteger(value) || value <= 0) {
+		throw broken(`${what} is not a positive whole number`);
+	}
+	return value;
+}
+
+/** A path inside the model's folder: no scheme, no query, no way up. */
+function fileEntry(value: unknown, what: string): FileEntry {
+	if (typeof value !== 'object' || value === null) {
+		throw broken(`${what} is not an object`);
+	}
+	const entry = value as Json;
+	const path = text(entry, 'path');
+	if (!/^[\w.-]+(\/[\w.-]+)*$/.test(path) || path.split('/').includes('..')) {
+		throw broken(`${what} has the path ${JSON.stringify(path)}`);
+	}
+	const sha256 = text(entry, 'sha256');
+	if (!/^[0-9a-f]{64}$/.test(sha256)) {
+		throw broken(`${what} has no SHA-256`);
+	}
+	return { path, bytes: count(entry['bytes'], `the size of ${what}`), sha256 };
+}
+
+function strings(values: unknown[]): string[] {
+	return values.filter((value): value is string => typeof value === 'string');
+}
+
+export function parseManifest(json: string): ModelManifest {
+	let root: unknown;
+	try {
+		root = JSON.parse(json);
+	} catch (cause) {
+		throw new KinoraError('manifest', 'The model description is not valid JSON.', { cause });
+	}
+	if (typeof root !== 'object' || root === null || Array.isArray(root)) {
+		throw broken('it is not an object');
+	}
+	const manifest = root as Json;
+	if (manifest['schema_version'] !== 1) {
+		throw broken(`schema version ${String(manifest['schema_version'])} is not 1`);
+	}
+	const video = object(manifest, 'video');
+	const size = list(video, 'sizes')[0];
+	if (typeof size !== 'object' || size === null) {
+		throw broken('it offers no video size');
+	}
+	const name = text(manifest, 'name');
+	const tokenizer = fileEntry(object(manifest, 'text_encoder')['tokenizer'], 'the tokenizer');
+	const shards = list(manifest, 'shards').map((shard, index) => fileEntry(shard, `shard ${index + 1}`));
+	if (shards.length === 0) {
+		throw broken('it lists no shards');
+	}
+	const requires = 'requires' in manifest ? object(manifest, 'requires') : {};
+	return {
+		name,
+		title: text(manifest, 'title', name),
+		description: text(manifest, 'description', ''),
+		license: text(manifest, 'license', ''),
+		tokenizer,
+		shards,
+		steps: list(object(manifest, 'sampler'), 'sigmas').length,
+		fps: count(video['fps'], 'the frame rate'),
+		width: count((size as Json)['width'], 'the width'),
+		height: count((size as Json)['height'], 'the height'),
+		frames: count(list(size as Json, 'frames')[0], 'the number of frames'),
+		vocabulary: strings('vocabulary' in manifest ? list(manifest, 'vocabulary') : []),
+		examples: strings('examples' in manifest ? list(manifest, 'examples') : []),
+		features: strings('features' in requires ? list(requires, 'features') : []),
+		totalBytes: shards.reduce((sum, shard) => sum + shard.bytes, tokenizer.bytes),
+	};
+}

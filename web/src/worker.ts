@@ -1,0 +1,255 @@
+/**
+ * The worker: owns the engine and everything that computes. One call at a time; `cancel` ends it at the next point
+ * where the engine is not in the middle of something.
+ */
+import { KinoraError, aborted, toWire } from './errors.js';
+import type { Engine, EngineModule, Generation } from './engine.js';
+import { request, withRetries, downloadText } from './download.js';
+import { loadShards } from './loader.js';
+import { parseManifest, type ModelManifest } from './manifest.js';
+import { probe } from './probe.js';
+import type { CallName, Calls, FromWorker, ToWorker } from './protocol.js';
+
+declare const __BUILD__: string;
+
+/** The part of DedicatedWorkerGlobalScope used here; TypeScript's DOM and WebWorker libraries exclude each other. */
+interface WorkerScope {
+	postMessage(message: FromWorker, transfer?: Transferable[]): void;
+	addEventListener(type: 'message', listener: (event: MessageEvent<ToWorker>) => void): void;
+	addEventListener(type: 'error', listener: (event: ErrorEvent) => void): void;
+	addEventListener(type: 'unhandledrejection', listener: (event: PromiseRejectionEvent) => void): void;
+}
+
+const scope = self as unknown as WorkerScope;
+
+interface Opened {
+	engine: Engine;
+	manifest: ModelManifest;
+	base: string;
+	ready: boolean;
+}
+
+let module: Promise<EngineModule> | undefined;
+let opened: Opened | undefined;
+let running: AbortController | undefined;
+
+type Emit<Name extends CallName> = (event: Calls[Name]['event'], transfer?: Transferable[]) => void;
+type Handlers = {
+	[Name in CallName]: (input: Calls[Name]['arguments'], emit: Emit<Name>, signal: AbortSignal) => Promise<Calls[Name]['result']>;
+};
+
+/** Lets queued messages in, `cancel` among them. A message, unlike a timer, is not slowed down in a hidden tab. */
+function macrotask(): Promise<void> {
+	return new Promise((resolve) => {
+		const { port1, port2 } = new MessageChannel();
+		port1.onmessage = () => {
+			port1.close();
+			resolve();
+		};
+		port2.postMessage(undefined);
+	});
+}
+
+async function checkpoint(signal: AbortSignal): Promise<void> {
+	await macrotask();
+	if (signal.aborted) {
+		throw aborted();
+	}
+}
+
+/** Counts the bytes of a body on their way to the compiler. */
+function counted(response: Response, onProgress: (loaded: number, total: number) => void): Response {
+	const total = Number(response.headers.get('content-length') ?? 0);
+	let loaded = 0;
+	const counter = new TransformStream<Uint8Array<ArrayBuffer>, Uint8Array<ArrayBuffer>>({
+		transform(chunk, controller) {
+			loaded += chunk.length;
+			onProgress(loaded, Math.max(total, loaded));
+			controller.enqueue(chunk);
+		},
+	});
+	return new Response(response.body?.pipeThrough(counter) ?? null, { headers: { 'content-type': 'application/wasm' } });
+}
+
+async function importEngine(signal: AbortSignal, onProgress: (loaded: number, total: number) => void): Promise<EngineModule> {
+	const script = new URL(`engine/kinora.js?v=${__BUILD__}`, import.meta.url).href;
+	const binary = new URL(`engine/kinora_bg.wasm?v=${__BUILD__}`, import.meta.url).href;
+	try {
+		const [imported, response] = await Promise.all([
+			import(script) as Promise<EngineModule>,
+			withRetries(() => request(binary, { signal }), signal),
+		]);
+		await imported.default({ module_or_path: counted(response, onProgress) });
+		return imported;
+	} catch (cause) {
+		module = undefined;
+		if (signal.aborted) {
+			throw aborted();
+		}
+		if (cause instanceof KinoraError && cause.code === 'network') {
+			throw cause;
+		}
+		const reason = cause instanceof Error ? cause.message : String(cause);
+		throw new KinoraError('wasm', `The engine could not be started: ${reason}`, { retryable: true, cause });
+	}
+}
+
+function current(): Opened {
+	if (opened === undefined) {
+		throw new KinoraError('internal', 'No model has been opened.');
+	}
+	return opened;
+}
+
+const handlers: Handlers = {
+	probe: ({ features }) => probe(features),
+
+	async open(input, emit, signal) {
+		const manifest = parseManifest(input.manifest);
+		const started = performance.now();
+		let engineBytes = 0;
+		module ??= importEngine(signal, (loaded, total) => {
+			engineBytes = loaded;
+			emit({ kind: 'download', loaded, total });
+		});
+		const { Engine } = await module;
+		const tokenizer = await downloadText(new URL(manifest.tokenizer.path, input.manifestUrl).href, { signal });
+		const fetched = performance.now();
+		opened?.engine.free();
+		opened = undefined;
+		const engine = await Engine.create(input.manifest, tokenizer, { device: input.device, strictLimits: input.strictLimits });
+		opened = { engine, manifest, base: input.manifestUrl, ready: false };
+		const { device, adapter, software, engine: version } = engine.info;
+		return {
+			info: { device, adapter, software, engine: version },
+			bytes: engineBytes + manifest.tokenizer.bytes,
+			timings: { engine: fetched - started, create: performance.now() - fetched },
+		};
+	},
+
+	async check(input) {
+		const { tokens, unknownWords } = current().engine.check(input);
+		return { tokens, unknownWords: [...unknownWords] };
+	},
+
+	async load(_, emit, signal) {
+		const { engine, manifest, base } = current();
+		const started = performance.now();
+		let adding = 0;
+		const missing = engine.missingShards();
+		const report = await loadShards({
+			base,
+			shards: manifest.shards,
+			missing: [...missing],
+			signal,
+			onProgress: (loaded, total) => emit({ kind: 'download', loaded, total }),
+			async add(index, bytes) {
+				const begun = performance.now();
+				try {
+					await engine.addShard(index, bytes);
+				} finally {
+					adding += performance.now() - begun;
+				}
+			},
+		});
+		const loaded = performance.now();
+		emit({ kind: 'warmup', done: 0, total: 1 });
+		await checkpoint(signal);
+		const { checks } = await engine.selfTest();
+		current().ready = true;
+		emit({ kind: 'warmup', done: 1, total: 1 });
+		return {
+			checks: checks.map(({ name, error, tolerance }) => ({ name, error, tolerance })),
+			...report,
+			timings: { download: loaded - started - adding, warmup: adding + performance.now() - loaded },
+		};
+	},
+
+	async generate(input, emit, signal) {
+		const { engine, ready } = current();
+		if (!ready) {
+			throw new KinoraError('internal', 'The model has not been loaded.');
+		}
+		const started = performance.now();
+		const generation = await engine.begin(input);
+		try {
+			const text = performance.now() - started;
+			return await run(generation, emit, signal, text);
+		} finally {
+			generation.free();
+		}
+	},
+};
+
+async function run(generation: Generation, emit: Emit<'generate'>, signal: AbortSignal, text: number): Promise<Calls['generate']['result']> {
+	const { width, height, frames, fps, steps } = generation;
+	const timings = { text, steps: [] as number[], preview: 0, decode: 0 };
+	const time = async <Value>(work: Promise<Value>): Promise<[Value, number]> => {
+		const begun = performance.now();
+		const value = await work;
+		return [value, performance.now() - begun];
+	};
+	emit({ kind: 'text', width, height, frames, fps, steps });
+	for (;;) {
+		await checkpoint(signal);
+		const [step, milliseconds] = await time(generation.step());
+		if (step === undefined) {
+			break;
+		}
+		timings.steps.push(milliseconds);
+		emit({ kind: 'step', index: step.index, steps: step.steps, sigma: step.sigma });
+		// The last estimate is the clip itself, which is decoded next.
+		if (step.index + 1 < steps) {
+			await checkpoint(signal);
+			const [rgba, spent] = await time(generation.preview());
+			timings.preview += spent;
+			emit({ kind: 'preview', width, height, rgba }, [rgba.buffer as ArrayBuffer]);
+		}
+	}
+	for (;;) {
+		await checkpoint(signal);
+		const [batch, milliseconds] = await time(generation.nextFrames());
+		if (batch === undefined) {
+			break;
+		}
+		timings.decode += milliseconds;
+		const { first, count, rgba } = batch;
+		emit({ kind: 'frames', width, height, frames, first, count, rgba }, [rgba.buffer as ArrayBuffer]);
+	}
+	return { width, height, frames, fps, timings };
+}
+
+async function answer(message: Exclude<ToWorker, { call: 'cancel' }>): Promise<void> {
+	const { id, call } = message;
+	if (running) {
+		scope.postMessage({ id, type: 'error', error: toWire(new KinoraError('busy', 'Another call is still running.', { retryable: true })) });
+		return;
+	}
+	const controller = new AbortController();
+	running = controller;
+	try {
+		const handler = handlers[call] as (input: unknown, emit: Emit<CallName>, signal: AbortSignal) => Promise<Calls[CallName]['result']>;
+		const result = await handler(message.arguments, (event, transfer = []) => scope.postMessage({ id, type: 'event', event }, transfer), controller.signal);
+		running = undefined;
+		scope.postMessage({ id, type: 'done', result });
+	} catch (error) {
+		running = undefined;
+		if (error instanceof WebAssembly.RuntimeError) {
+			scope.postMessage({ type: 'crash', message: error.message });
+			return;
+		}
+		scope.postMessage({ id, type: 'error', error: toWire(error) });
+	}
+}
+
+scope.addEventListener('message', ({ data }) => {
+	if (data.call === 'cancel') {
+		running?.abort();
+		return;
+	}
+	void answer(data);
+});
+// A trap inside an asynchronous engine call never settles its promise; it only shows up here.
+scope.addEventListener('error', (event) => scope.postMessage({ type: 'crash', message: event.message }));
+scope.addEventListener('unhandledrejection', (event) => scope.postMessage({ type: 'crash', message: String(event.reason) }));
+scope.postMessage({ type: 'ready' });
