@@ -1,0 +1,85 @@
+//! `kinora generate`
+
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Instant;
+
+use anyhow::Result;
+use clap::Args;
+use kinora::engine::{Engine, GenerateRequest};
+
+use crate::files::Device;
+use crate::output::{Output, Picture};
+
+/// Make a clip from a prompt
+///
+/// With `--out DIR` every frame becomes a PNG (frame-00001.png, …), and contact-sheet.png shows frames of the whole
+/// clip side by side. With `--out clip.y4m` the clip is one uncompressed YUV4MPEG2 file: 4:2:0 with centred chroma,
+/// BT.601 matrix, limited range (Y from 16 to 235, Cb and Cr from 16 to 240). Players and ffmpeg read it:
+///
+///   ffmpeg -i clip.y4m -pix_fmt yuv420p clip.mp4
+#[derive(Args)]
+#[command(verbatim_doc_comment)]
+pub struct Generate {
+    /// Directory with manifest.json
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// What the clip shows
+    #[arg(long, value_name = "TEXT")]
+    prompt: String,
+    /// The same seed, prompt and size give the same clip
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Width in pixels; without it the model's default
+    #[arg(long)]
+    width: Option<u32>,
+    /// Height in pixels; without it the model's default
+    #[arg(long)]
+    height: Option<u32>,
+    /// Number of frames; without it the model's default
+    #[arg(long)]
+    frames: Option<u32>,
+    /// Directory for PNG files, or a file that ends in .y4m
+    #[arg(long = "out", value_name = "DIR|FILE.y4m")]
+    output: PathBuf,
+    /// Where to run
+    #[arg(long, value_enum, default_value = "cpu")]
+    device: Device,
+}
+
+impl Generate {
+    pub fn run(self) -> Result<()> {
+        eprintln!("loading {}", self.model.display());
+        let started = Instant::now();
+        let engine = Rc::new(Engine::load_dir(&self.model, self.device.into())?);
+        eprintln!("loaded in {:.2} s", started.elapsed().as_secs_f64());
+        let Self { prompt, seed, width, height, frames, .. } = self;
+        pollster::block_on(clip(&engine, &GenerateRequest { prompt, seed, width, height, frames }, &self.output))
+    }
+}
+
+async fn clip(engine: &Rc<Engine>, request: &GenerateRequest, path: &std::path::Path) -> Result<()> {
+    let started = Instant::now();
+    let mut generation = engine.begin(request).await?;
+    let size = generation.size();
+    eprintln!("{size}, {} steps, seed {}", generation.steps(), request.seed);
+    // Opened before the work: a path that cannot be written is known at once.
+    let mut output = Output::create(path, size, generation.fps())?;
+    let mut lap = Instant::now();
+    while let Some(step) = generation.step().await? {
+        let seconds = lap.elapsed().as_secs_f64();
+        eprintln!("step {} of {}, sigma {:.3}, {seconds:.2} s", step.index + 1, step.steps, step.sigma);
+        lap = Instant::now();
+    }
+    let frame_bytes = 4 * size.width as usize * size.height as usize;
+    while let Some(batch) = generation.next_frames().await? {
+        for rgba in batch.rgba.chunks_exact(frame_bytes) {
+            output.add(Picture { width: size.width as usize, height: size.height as usize, rgba: rgba.to_vec() })?;
+        }
+        eprintln!("decoded {} of {} frames, {:.2} s", batch.first + batch.count, size.frames, lap.elapsed().as_secs_f64());
+        lap = Instant::now();
+    }
+    output.finish()?;
+    eprintln!("wrote {} after {:.2} s", path.display(), started.elapsed().as_secs_f64());
+    Ok(())
+}

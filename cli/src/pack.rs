@@ -1,0 +1,91 @@
+//! `kinora pack`
+
+use std::fs::File;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::{Args, ValueEnum};
+use kinora::model::manifest::DType;
+use kinora::model::quant::GROUPS;
+use kinora::pack::{Export, PackOptions, TOKENIZER_FILE, pack};
+use memmap2::Mmap;
+
+use crate::files::{print, read, read_text};
+
+/// Turn an export of the training into a model for the browser
+///
+/// The input directory has `model.json` (a manifest without schema_version, shards and tensors), `tokenizer.json` and
+/// `weights.safetensors` (f32, f16 or bf16). The output directory gets `manifest.json`, `tokenizer.json` and shards
+/// `<name>-00001-of-0000N.bin`, ordered by first use, each with its SHA-256 in the manifest. Weights are read through
+/// a memory map, one tensor at a time; nothing appears under its name before everything is complete.
+///
+/// Tensors have the names of the reference implementations: `text_encoder.` + transformers UMT5EncoderModel,
+/// `transformer.` + diffusers WanTransformer3DModel, `autoencoder.` + TAEHV. One error names all that are missing,
+/// unknown or of the wrong shape.
+#[derive(Args)]
+pub struct Pack {
+    /// Directory with the export
+    #[arg(long = "in", value_name = "DIR")]
+    input: PathBuf,
+    /// Directory for the packed model; made if it does not exist
+    #[arg(long = "out", value_name = "DIR")]
+    output: PathBuf,
+    /// How weights are stored
+    #[arg(long, value_enum, default_value = "q8")]
+    format: Format,
+    /// Values that share a scale in q8 and q4: 32 or 64
+    #[arg(long, default_value_t = 32, value_parser = group)]
+    group: usize,
+    /// Longest shard in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..=16))]
+    shard_size: u64,
+}
+
+fn group(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|group| GROUPS.contains(group)).ok_or_else(|| "must be 32 or 64".into())
+}
+
+/// How weights are stored.
+#[derive(Clone, Copy, ValueEnum)]
+enum Format {
+    /// Everything in 32-bit floats
+    F32,
+    /// Everything in 16-bit floats
+    F16,
+    /// Linear layers of the blocks in 8 bits, the rest in f16 and f32
+    Q8,
+    /// Linear layers of the blocks in 4 bits, the rest in f16 and f32
+    Q4,
+}
+
+impl Pack {
+    pub fn run(self) -> Result<()> {
+        let model_json = read_text(&self.input.join("model.json"))?;
+        let tokenizer_json = read(&self.input.join(TOKENIZER_FILE))?;
+        let path = self.input.join("weights.safetensors");
+        let file = File::open(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        // SAFETY: the map is only read. Nobody should change the file meanwhile; no other program is asked to, and
+        // the same holds for every reader of a file this large.
+        let weights = unsafe { Mmap::map(&file) }.with_context(|| format!("cannot map {}", path.display()))?;
+        let format = match self.format {
+            Format::F32 => DType::F32,
+            Format::F16 => DType::F16,
+            Format::Q8 => DType::Q8,
+            Format::Q4 => DType::Q4,
+        };
+        let options = PackOptions { format, group: self.group, shard_bytes: self.shard_size << 20 };
+        eprintln!("packing {} of weights as {format}", mebibytes(weights.len() as u64));
+        let export = Export { model_json: &model_json, tokenizer_json: &tokenizer_json, weights: &weights };
+        let packed = pack(&export, &self.output, &options)?;
+        if let Some((name, error)) = &packed.worst {
+            eprintln!("largest relative error of a quantized tensor: {:.2} % ({name})", 100.0 * error);
+        }
+        eprintln!("wrote {} to {}", mebibytes(packed.summary.total_bytes), self.output.display());
+        print(packed.summary);
+        Ok(())
+    }
+}
+
+fn mebibytes(bytes: u64) -> String {
+    format!("{:.2} MiB", bytes as f64 / 1_048_576.0)
+}
