@@ -1,7 +1,7 @@
 """Runs a packed model from its shards with the PyTorch references, apart from the engine's own reader.
 
     python tests/goldens/builtin.py model-shards --prompt "a red ball bounces on green grass" --seed 7
-    python tests/goldens/builtin.py model-shards --against FRAMES    # PSNR of PNG frames, or of another run, to it
+    python tests/goldens/builtin.py model-shards --against FRAMES    # PSNR of `kinora generate --out FRAMES` to it
 
 Writes builtin.safetensors: `input_ids` [n] i32, `embeddings` [n, d], `noise` and `latents` [C, F, H, W], and
 `frames` [k, 3, H, W] u8, every fourth frame from the first. Its metadata names the request and the manifest's SHA-256.
@@ -98,9 +98,9 @@ def psnr(first, second):
 
 
 def read_frames(path):
-    """u8 [n, 3, H, W] of a folder of PNG frames, or the kept frames of a file that this script wrote."""
+    """u8 [n, 3, H, W] of a folder that `kinora generate` wrote, or the kept frames of a file that this script wrote."""
     if path.is_dir():
-        images = [np.asarray(Image.open(name).convert("RGB")) for name in sorted(path.glob("*.png"))]
+        images = [np.asarray(Image.open(name).convert("RGB")) for name in sorted(path.glob("frame-*.png"))]
         return np.stack(images).transpose(0, 3, 1, 2)
     return load_file(path)["frames"].numpy()
 
@@ -130,8 +130,8 @@ def main():
           f" {len(pixels)} frames of {pixels.shape[3]}x{pixels.shape[2]}")
     if arguments.frames:
         arguments.frames.mkdir(parents=True, exist_ok=True)
-        for index, frame in enumerate(pixels.permute(0, 2, 3, 1).numpy()):
-            Image.fromarray(frame).save(arguments.frames / f"{index:04}.png")
+        for number, frame in enumerate(pixels.permute(0, 2, 3, 1).numpy(), start=1):
+            Image.fromarray(frame).save(arguments.frames / f"frame-{number:05}.png")
     if arguments.against:
         other = read_frames(arguments.against)
         own = pixels.numpy() if len(other) == len(pixels) else tensors["frames"].numpy()

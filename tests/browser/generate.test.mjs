@@ -1,0 +1,189 @@
+// The built-in model on the CPU: from a prompt to a video file, and what a visitor may rely on.
+import assert from 'node:assert/strict';
+import { createRequire } from 'node:module';
+import { after, afterEach, before, test } from 'node:test';
+import { make, outcome, start } from './support.mjs';
+
+const { ALL_FORMATS, BufferSource, EncodedPacketSink, Input } = createRequire(new URL('../../web/package.json', import.meta.url))('mediabunny');
+
+const RED = { prompt: 'a red ball bounces on green grass under a blue sky', seed: 7 };
+const BLUE = { prompt: 'a blue ball bounces on green grass under a blue sky', seed: 7 };
+
+let site;
+/** The page most tests share: its model stays loaded. */
+let page;
+let red;
+
+before(async () => {
+	site = await start();
+	page = await site.open('device=cpu');
+});
+after(() => site.stop());
+afterEach(() => assert.deepEqual(page.errors, []));
+
+test('nothing but the manifest is fetched before Generate is clicked', () => {
+	const weights = page.requests.filter((url) => /\.(bin|wasm)|tokenizer/.test(url));
+	assert.deepEqual(weights, []);
+	assert.ok(page.requests.some((url) => url.endsWith('model/manifest.json')));
+});
+
+test('a prompt becomes an MP4 of the promised size, length and codec', async () => {
+	red = await make(page, RED);
+	assert.equal(red.engine.device, 'cpu');
+	assert.equal(red.codec, 'avc');
+	assert.match(red.mimeType, /^video\/mp4/);
+	assert.equal(red.count, 17);
+	assert.equal(red.pixels.length, 17 * 128 * 128 * 4);
+
+	const input = new Input({ source: new BufferSource(red.file), formats: ALL_FORMATS });
+	const track = await input.getPrimaryVideoTrack();
+	assert.equal(track.codec, 'avc');
+	assert.deepEqual([track.displayWidth, track.displayHeight], [128, 128]);
+	const stats = await track.computePacketStats();
+	assert.equal(stats.packetCount, 17);
+	assert.ok(Math.abs(stats.averagePacketRate - 12) < 0.01, `${stats.averagePacketRate} frames per second`);
+	assert.ok(Math.abs((await input.computeDuration()) - 17 / 12) < 0.01);
+	assert.equal((await new EncodedPacketSink(track).getFirstPacket()).type, 'key');
+});
+
+test('the file says that it is AI-generated, by what and from which seed, and never the prompt', async () => {
+	const input = new Input({ source: new BufferSource(red.file), formats: ALL_FORMATS });
+	const { comment } = await input.getMetadataTags();
+	assert.match(comment, /AI-generated/);
+	assert.match(comment, /trainedAlgorithmicMedia/);
+	assert.match(comment, new RegExp(`Model: ${red.model}\\. Seed: 7\\.`));
+	assert.ok(!red.file.includes('red ball'));
+});
+
+test('the browser plays the file, and its pictures are the generated ones', async () => {
+	const played = await page.evaluate(async () => {
+		const { video } = document.querySelector('kinora-video');
+		video.pause();
+		video.currentTime = 0;
+		await new Promise((resolve) => video.addEventListener('seeked', resolve, { once: true }));
+		const canvas = new OffscreenCanvas(video.videoWidth, video.videoHeight);
+		const context = canvas.getContext('2d');
+		context.drawImage(video, 0, 0);
+		return { width: video.videoWidth, height: video.videoHeight, duration: video.duration, pixels: [...context.getImageData(0, 0, canvas.width, canvas.height).data] };
+	});
+	assert.deepEqual([played.width, played.height], [128, 128]);
+	assert.ok(Math.abs(played.duration - 17 / 12) < 0.1);
+	let difference = 0;
+	for (let index = 0; index < played.pixels.length; index++) {
+		difference += Math.abs(played.pixels[index] - red.pixels[index]);
+	}
+	assert.ok(difference / played.pixels.length < 12, `mean difference ${difference / played.pixels.length}`);
+});
+
+test('the progress never falls, starts near nothing and ends complete', () => {
+	const values = red.progress.map(({ value }) => value);
+	assert.ok(values[0] < 0.02 && values.at(-1) === 1, `${values[0]} to ${values.at(-1)}`);
+	assert.ok(values.every((value, index) => index === 0 || value >= values[index - 1]));
+	const stages = [...new Set(red.progress.map(({ stage }) => stage))];
+	assert.deepEqual(stages, ['engine', 'download', 'warmup', 'text', 'denoise', 'decode', 'encode']);
+});
+
+test('the result accounts for every stage and every byte', async () => {
+	const { timings } = red;
+	assert.ok(timings.steps.length > 0);
+	const measured = [timings.engine, timings.download, timings.warmup, timings.text, ...timings.steps, timings.decode, timings.encode];
+	assert.ok(measured.every((time) => time > 0), JSON.stringify(timings));
+	assert.ok(measured.reduce((sum, time) => sum + time, timings.preview) <= timings.total + 1);
+	const bytes = await page.evaluate(async () => (await document.querySelector('kinora-video').availability()).manifest.totalBytes);
+	assert.ok(red.bytesDownloaded > bytes, 'model and engine');
+	assert.ok(red.checks.length > 0 && red.checks.every(({ error, tolerance }) => error <= tolerance));
+});
+
+test('the same seed gives the same frames, without one request to any server', async () => {
+	page.requests.length = 0;
+	const again = await make(page, RED);
+	assert.equal(again.hash, red.hash);
+	assert.equal(again.bytesDownloaded, 0);
+	assert.deepEqual(page.requests.filter((url) => !url.startsWith('blob:')), []);
+});
+
+test('another seed gives another video', async () => {
+	const other = await make(page, { ...RED, seed: 8 });
+	assert.notEqual(other.hash, red.hash);
+});
+
+/** Share of clearly coloured pixels whose hue is within 25 degrees of `hue`. */
+function share(pixels, hue) {
+	let hits = 0;
+	for (let index = 0; index < pixels.length; index += 4) {
+		const [r, g, b] = [pixels[index], pixels[index + 1], pixels[index + 2]];
+		const [low, high] = [Math.min(r, g, b), Math.max(r, g, b)];
+		if (high < 60 || high - low < 0.5 * high) {
+			continue;
+		}
+		const span = high - low;
+		const sector = high === r ? (g - b) / span : high === g ? 2 + (b - r) / span : 4 + (r - g) / span;
+		const distance = Math.abs(((sector * 60 - hue + 540) % 360) - 180);
+		hits += distance < 25 ? 1 : 0;
+	}
+	return hits / (pixels.length / 4);
+}
+
+test('the colour in the prompt is the colour in the video', async () => {
+	const blue = await make(page, BLUE);
+	const found = { red: [share(red.pixels, 0), share(blue.pixels, 0)], blue: [share(red.pixels, 230), share(blue.pixels, 230)] };
+	assert.ok(found.red[0] > 2 * found.red[1] && found.red[0] > 0.005, JSON.stringify(found));
+	assert.ok(found.blue[1] > found.blue[0] + 0.005, JSON.stringify(found));
+});
+
+test('words the model does not know are named, and the video is made all the same', async () => {
+	const made = await make(page, { prompt: 'a red helicopter on green grass', seed: 3 });
+	assert.deepEqual(made.unknownWords, ['helicopter']);
+	assert.match(await page.locator('#words').innerText(), /“helicopter”/);
+});
+
+test('cancelling a running generation ends it within two seconds, and the next one works', async () => {
+	const ended = page.evaluate(
+		() =>
+			new Promise((resolve) => {
+				const video = document.querySelector('kinora-video');
+				video.addEventListener('progress', function wait({ detail }) {
+					if (detail.stage === 'denoise') {
+						video.removeEventListener('progress', wait);
+						const started = performance.now();
+						video.addEventListener('statechange', ({ detail: state }) => resolve({ state, took: performance.now() - started }), { once: true });
+						document.getElementById('cancel').click();
+					}
+				});
+			}),
+	);
+	await page.fill('#prompt', RED.prompt);
+	await page.fill('#seed', '7');
+	await page.click('#generate');
+	const { state, took } = await ended;
+	assert.equal(state, 'idle');
+	assert.ok(took < 2000, `${took} ms`);
+	assert.equal(await page.locator('#running').isVisible(), false);
+	const next = await make(page, RED);
+	assert.equal(next.hash, red.hash);
+	// If the worker had to be ended, the model came from this device's storage.
+	assert.ok(!page.requests.some((url) => url.endsWith('.bin')));
+});
+
+test('the video can be saved, paused and looped', async () => {
+	const arriving = page.waitForEvent('download');
+	await page.getByRole('link', { name: 'Save video' }).click();
+	assert.equal((await arriving).suggestedFilename(), 'kinora-7.mp4');
+	const playing = () => page.evaluate(() => !document.querySelector('kinora-video').video.paused);
+	const before = await playing();
+	await page.locator('#play').click();
+	assert.equal(await playing(), !before);
+	const loop = page.getByRole('button', { name: 'Loop' });
+	await loop.click();
+	assert.equal(await loop.getAttribute('aria-pressed'), 'false');
+});
+
+test('another take keeps the prompt and draws a new seed', async () => {
+	const found = outcome(page);
+	await page.getByRole('button', { name: 'Another take' }).click();
+	const take = await found;
+	assert.equal(take.error, undefined);
+	assert.notEqual(take.seed, 7);
+	assert.equal(await page.inputValue('#seed'), String(take.seed));
+	assert.notEqual(take.hash, red.hash);
+});

@@ -1,0 +1,144 @@
+// What every browser test starts from: one browser and one server a file, a fresh context a test.
+import assert from 'node:assert/strict';
+import { createHash } from 'node:crypto';
+import { fileURLToPath } from 'node:url';
+import { launch } from '../../web/scripts/browser.mjs';
+import { serve } from '../../web/scripts/serve.mjs';
+import { packTiny } from './tiny.mjs';
+
+/** The built page; another folder can be named to test a deployment. */
+const SITE = process.env.KINORA_SITE ?? fileURLToPath(new URL('../../web/dist', import.meta.url));
+
+export const TINY = 'model=tiny';
+
+/**
+ * @param {{gpu?: 'software' | 'any', arguments?: string[], base?: string}} options passed to the browser and the server
+ */
+export async function start({ gpu = 'software', arguments: more = [], base = '/' } = {}) {
+	const tiny = await packTiny();
+	const server = await serve({ directory: SITE, base, mounts: { 'tiny/': tiny.folder } });
+	const browser = await launch({ gpu, arguments: more });
+	const contexts = new Set();
+
+	/**
+	 * A page in a context of its own. `inject` is a script that runs before the worker's, where playwright's own init
+	 * scripts do not reach; `prepare` gets the context before the first request, for routes and init scripts.
+	 */
+	async function open(query = '', { inject, prepare, wait = true, ...contextOptions } = {}) {
+		const context = await browser.newContext({ acceptDownloads: true, ...contextOptions });
+		contexts.add(context);
+		const requests = [];
+		context.on('request', (request) => requests.push(request.url()));
+		if (inject) {
+			await injectIntoWorker(context, inject);
+		}
+		await prepare?.(context);
+		const page = await context.newPage();
+		page.errors = [];
+		page.on('pageerror', (error) => page.errors.push(error.message));
+		page.requests = requests;
+		await page.goto(`${server.url}${query && `?${query}`}`);
+		if (wait) {
+			await settled(page);
+		}
+		return page;
+	}
+
+	return {
+		browser,
+		url: server.url,
+		tiny,
+		open,
+		/** Ends the pages of one test, so that the next has the processor to itself. */
+		async clear() {
+			await Promise.all([...contexts].map((context) => context.close()));
+			contexts.clear();
+		},
+		async stop() {
+			await browser.close();
+			await server.close();
+			await tiny.remove();
+		},
+	};
+}
+
+export async function injectIntoWorker(context, script) {
+	await context.route('**/worker.js*', async (route) => {
+		const response = await route.fetch();
+		await route.fulfill({ response, body: `${script};\n${await response.text()}` });
+	});
+}
+
+/** Until the page knows its model and its device, or has said why not. */
+export async function settled(page) {
+	await page.waitForFunction(() => document.getElementById('fact-model').textContent !== '…' || !document.getElementById('failure').hidden);
+}
+
+/** The next result or error of the page's element; call it before what causes them. */
+export function outcome(page) {
+	return page
+		.evaluate(
+			() =>
+				new Promise((resolve) => {
+					const video = document.querySelector('kinora-video');
+					const progress = [];
+					video.addEventListener('progress', ({ detail }) => progress.push(detail));
+					const base64 = async (blob) => {
+						const reader = new FileReader();
+						const read = new Promise((done) => reader.addEventListener('load', done, { once: true }));
+						reader.readAsDataURL(blob);
+						await read;
+						return reader.result.split(',')[1] ?? '';
+					};
+					const onResult = async ({ detail: { frames, blob, ...rest } }) =>
+						resolve({ ...rest, progress, pixels: await base64(new Blob(frames)), count: frames.length, file: await base64(blob) });
+					video.addEventListener('result', onResult, { once: true });
+					video.addEventListener('error', ({ detail: { code, message, retryable } }) => resolve({ progress, error: { code, message, retryable } }), { once: true });
+				}),
+		)
+		.then((found) => {
+			if (found.error) {
+				return found;
+			}
+			const pixels = Buffer.from(found.pixels, 'base64');
+			return { ...found, pixels, hash: createHash('sha256').update(pixels).digest('hex'), file: Buffer.from(found.file, 'base64') };
+		});
+}
+
+/** Uses the form as a visitor would and gives what comes of it. */
+export async function generate(page, { prompt, seed }) {
+	const found = outcome(page);
+	await page.fill('#prompt', prompt);
+	if (seed !== undefined) {
+		await page.fill('#seed', String(seed));
+	}
+	await page.click('#generate');
+	return found;
+}
+
+/** As `generate`, for runs that must succeed. */
+export async function make(page, request) {
+	const found = await generate(page, request);
+	assert.equal(found.error, undefined, `no video: ${found.error?.code}: ${found.error?.message}`);
+	return found;
+}
+
+/** The panel a visitor sees after a failure: a sentence with a remedy, and a button for it. */
+export async function assertFailure(page, code, button) {
+	const panel = page.locator('#failure');
+	await panel.waitFor({ state: 'visible' });
+	assert.equal(await panel.getAttribute('data-code'), code);
+	assert.equal(await panel.getAttribute('role'), 'alert');
+	assert.match(await page.locator('#failure-text').innerText(), /^\p{Lu}.{20,}\.$/su);
+	assert.equal(await page.locator('#failure-action').innerText(), button);
+}
+
+/** Peak signal-to-noise ratio of two equally long pixel buffers, in decibels. */
+export function psnr(a, b) {
+	assert.equal(a.length, b.length);
+	let sum = 0;
+	for (let index = 0; index < a.length; index++) {
+		sum += (a[index] - b[index]) ** 2;
+	}
+	return sum === 0 ? Number.POSITIVE_INFINITY : 10 * Math.log10((255 * 255 * a.length) / sum);
+}
