@@ -229,13 +229,14 @@ export class KinoraVideo extends HTMLElement {
 		const signal = options.signal ? AbortSignal.any([run.signal, options.signal]) : run.signal;
 		try {
 			const request = this.#request(options);
-			const result = await this.#attempt(request, signal).catch((error: unknown) => {
+			const progress = new Progress();
+			const result = await this.#attempt(request, signal, progress).catch((error: unknown) => {
 				// The seed makes the second run the same clip. A device that is lost twice is not tried again.
 				if (toKinoraError(error).code !== 'device-lost' || signal.aborted) {
 					throw error;
 				}
 				this.#emit('notice', { restarted: true });
-				return this.#attempt(request, signal);
+				return this.#attempt(request, signal, progress);
 			});
 			this.#result = result;
 			await this.#show(result);
@@ -287,11 +288,11 @@ export class KinoraVideo extends HTMLElement {
 		return request;
 	}
 
-	async #attempt(request: VideoRequest, signal: AbortSignal): Promise<VideoResult> {
+	async #attempt(request: VideoRequest, signal: AbortSignal, progress: Progress): Promise<VideoResult> {
 		const started = performance.now();
 		const wasLoaded = this.#client.loaded;
 		this.#setState(wasLoaded ? 'generating' : 'loading');
-		const progress = new Progress(
+		progress.begin(
 			wasLoaded ? ['text', 'denoise', 'decode', 'encode'] : ['engine', 'download', 'warmup', 'text', 'denoise', 'decode', 'encode'],
 		);
 		let pace = new Pace(3000);

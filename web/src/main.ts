@@ -66,6 +66,15 @@ function panel(shown: HTMLElement | undefined): void {
 	}
 }
 
+/** Changes the panel and takes the focus along, unless the visitor has moved it to something else meanwhile. */
+function hand(shown: HTMLElement | undefined, next: HTMLElement): void {
+	const idle = document.activeElement === cancel || document.activeElement === document.body;
+	panel(shown);
+	if (idle) {
+		next.focus({ preventScroll: true });
+	}
+}
+
 function showFailure(error: KinoraError, used: 'webgpu' | 'cpu'): void {
 	const explanation = explain(error, used);
 	action = explanation.action;
@@ -75,8 +84,7 @@ function showFailure(error: KinoraError, used: 'webgpu' | 'cpu'): void {
 	failure.dataset['code'] = error.code;
 	// The exact words help whoever is asked for help; the visitor gets the sentence.
 	console.warn(`[kinora] ${error.code}: ${error.message}`, error.cause ?? '');
-	panel(failure);
-	button.focus({ preventScroll: true });
+	hand(failure, button);
 }
 
 function showAvailability({ manifest, probe, device: used, stored }: Availability): void {
@@ -139,9 +147,8 @@ async function start(): Promise<void> {
 	} catch (thrown) {
 		const error = toKinoraError(thrown);
 		if (error.code === 'aborted') {
-			panel(video.result ? player : undefined);
+			hand(video.result ? player : undefined, generate);
 			say('Cancelled.');
-			generate.focus({ preventScroll: true });
 			return;
 		}
 		const used = await video.availability().then(
@@ -195,9 +202,13 @@ function showResult(result: VideoResult): void {
 	}
 	const { device: used, adapter, software } = result.engine;
 	element('fact-device', HTMLElement).textContent = used === 'webgpu' ? `GPU (${adapter}${software ? ', emulated' : ''})` : `CPU (${adapter})`;
-	panel(player);
+	labelPlay();
+	hand(player, play);
 	say(`The video is ready: ${seconds(length)}, seed ${result.seed}.`);
-	play.focus({ preventScroll: true });
+}
+
+function labelPlay(): void {
+	play.textContent = video.video.paused ? 'Play' : 'Pause';
 }
 
 async function showKept(): Promise<void> {
@@ -257,9 +268,7 @@ function listen(): void {
 		}
 	});
 	for (const kind of ['play', 'pause', 'ended']) {
-		video.video.addEventListener(kind, () => {
-			play.textContent = video.video.paused ? 'Play' : 'Pause';
-		});
+		video.video.addEventListener(kind, labelPlay);
 	}
 	loop.addEventListener('click', () => {
 		video.video.loop = !video.video.loop;

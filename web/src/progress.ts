@@ -14,12 +14,12 @@ const WEIGHTS: Readonly<Record<Stage, number>> = {
 };
 
 export class Progress {
-	readonly #stages: readonly Stage[];
-	readonly #total: number;
+	#stages: readonly Stage[] = [];
+	#total = 1;
 	#value = 0;
 
-	/** @param stages the stages of this run in their order */
-	constructor(stages: readonly Stage[]) {
+	/** Begins a run of these stages, or begins it again: the figure then waits until the run has caught up with it. */
+	begin(stages: readonly Stage[]): void {
 		this.#stages = stages;
 		this.#total = stages.reduce((sum, stage) => sum + WEIGHTS[stage], 0);
 	}
