@@ -1,7 +1,7 @@
 /**
  * The page's side of the worker: typed calls, cancellation that always works, and a fresh worker after one has died.
  */
-import { KinoraError, aborted, fromWire } from './errors.js';
+import { KinoraError, aborted, fromWire, type ErrorCode } from './errors.js';
 import { ADAPTER_TIMEOUT, withoutGpu, type ProbeReport } from './probe.js';
 import type { CallName, Calls, FromWorker, OpenArguments, OpenResult, ToWorker } from './protocol.js';
 
@@ -9,6 +9,9 @@ declare const __BUILD__: string;
 
 /** Milliseconds a cancelled call may take to end by itself; a CPU denoising step cannot be interrupted from inside. */
 const CANCEL_PATIENCE = 1500;
+
+/** After these the engine's memory is gone, full or suspect. A failed module import would also be remembered. */
+const FATAL: readonly ErrorCode[] = ['device-lost', 'out-of-memory', 'wasm', 'internal'];
 
 interface Pending {
 	resolve: (value: never) => void;
@@ -106,8 +109,7 @@ export class Client {
 				worker.postMessage({ id, call: name, arguments: input } as ToWorker);
 			});
 		} catch (error) {
-			if (error instanceof KinoraError && (error.code === 'device-lost' || error.code === 'wasm' || error.code === 'internal')) {
-				// What the engine held is gone or suspect. A failed module import would also be remembered.
+			if (error instanceof KinoraError && FATAL.includes(error.code)) {
 				this.#end(error);
 			}
 			throw error;

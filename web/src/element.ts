@@ -227,6 +227,8 @@ export class KinoraVideo extends HTMLElement {
 		const run = new AbortController();
 		this.#run = run;
 		const signal = options.signal ? AbortSignal.any([run.signal, options.signal]) : run.signal;
+		// A phone that goes to sleep would stop the work; where the browser has no such lock, it may.
+		const awake = (navigator as { wakeLock?: WakeLock }).wakeLock?.request('screen').catch(() => undefined);
 		try {
 			const request = this.#request(options);
 			const progress = new Progress();
@@ -253,6 +255,7 @@ export class KinoraVideo extends HTMLElement {
 			throw error;
 		} finally {
 			this.#run = undefined;
+			void awake?.then((lock) => lock?.release());
 		}
 	}
 
