@@ -267,10 +267,27 @@ test('with VP8 as the only encoder the file is WebM', async () => {
 	assert.deepEqual([made.codec, made.extension], ['vp8', '.webm']);
 });
 
-test('a browser without any encoder: encode', async () => {
-	const page = await site.open(CPU, { prepare: (context) => context.addInitScript('delete globalThis.VideoEncoder') });
+test('encoders that all fail: encode', async () => {
+	const page = await site.open(CPU, { prepare: (context) => context.addInitScript(NO_H264.replace('REFUSED', '/./')) });
 	assert.equal((await generate(page, REQUEST)).error?.code, 'encode');
 	await assertFailure(page, 'encode', 'Try again');
+});
+
+test('a browser without WebCodecs: encode, before the model is downloaded', async () => {
+	const page = await site.open(CPU, { prepare: (context) => context.addInitScript('delete globalThis.VideoEncoder') });
+	assert.equal((await generate(page, REQUEST)).error?.code, 'encode');
+	assert.ok(!page.requests.some((url) => /\.(bin|wasm)/.test(url)));
+});
+
+test('what an earlier version of the model left in storage is removed', async () => {
+	const page = await site.open(CPU);
+	await page.evaluate(async () => {
+		const cache = await caches.open('kinora-shards-v1');
+		await cache.put(new URL(`kinora-shard/${'0'.repeat(64)}`, location.origin), new Response('old'));
+	});
+	await make(page, REQUEST);
+	const kept = await page.evaluate(async () => (await (await caches.open('kinora-shards-v1')).keys()).map(({ url }) => url.split('/').pop()));
+	assert.deepEqual(kept.sort(), site.tiny.manifest.shards.map(({ sha256 }) => sha256).sort());
 });
 
 test('an engine that traps: internal, and a fresh engine afterwards', async () => {

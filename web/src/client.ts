@@ -134,7 +134,9 @@ export class Client {
 		this.#ready = new Promise((resolve, reject) => {
 			this.#rejectReady = reject;
 			worker.addEventListener('message', ({ data }: MessageEvent<FromWorker>) => {
-				if ('id' in data) {
+				if (this.#worker !== worker) {
+					// Sent before it was terminated.
+				} else if ('id' in data) {
 					this.#answer(data);
 				} else if (data.type === 'ready') {
 					resolve();

@@ -241,7 +241,7 @@ export class KinoraVideo extends HTMLElement {
 				return this.#attempt(request, signal, progress);
 			});
 			this.#result = result;
-			await this.#show(result);
+			await this.#show(result, request.prompt);
 			this.#setState('done');
 			this.#emit('result', result);
 			return result;
@@ -312,6 +312,10 @@ export class KinoraVideo extends HTMLElement {
 		const { manifest, probe, device } = await unlessAborted(this.availability(), signal);
 		if (probe?.problem && device === 'webgpu') {
 			throw new KinoraError(probe.problem, `WebGPU cannot be used here (${probe.problem}${probe.missing.map((name) => `: ${name}`).join('')}).`);
+		}
+		if (!('VideoEncoder' in globalThis)) {
+			// Known now, so nobody has to wait for a clip that cannot be saved.
+			throw new KinoraError('encode', 'This browser has no WebCodecs video encoder.');
 		}
 		// Fetched along with the model, so that a generation later needs no network at all.
 		const encoding = import('./encode.js');
@@ -427,10 +431,10 @@ export class KinoraVideo extends HTMLElement {
 		this.#emit('frame', frame);
 	}
 
-	async #show(result: VideoResult): Promise<void> {
+	async #show(result: VideoResult, prompt: string): Promise<void> {
 		this.#forgetVideo();
 		this.#video.src = URL.createObjectURL(result.blob);
-		this.#video.setAttribute('aria-label', `AI-generated video: ${this.getAttribute('prompt') ?? ''}`);
+		this.#video.setAttribute('aria-label', `AI-generated video: ${prompt}`);
 		await new Promise<void>((resolve) => {
 			this.#video.addEventListener('loadeddata', () => resolve(), { once: true });
 			this.#video.addEventListener('error', () => resolve(), { once: true });

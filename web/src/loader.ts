@@ -53,6 +53,13 @@ export class ShardStore {
 		await this.#cache?.delete(this.#key(shard.sha256)).catch(() => false);
 	}
 
+	/** Drops what earlier versions of the model left behind. */
+	async keepOnly(shards: readonly FileEntry[]): Promise<void> {
+		const wanted = new Set(shards.map((shard) => this.#key(shard.sha256)));
+		const kept = (await this.#cache?.keys().catch(() => [])) ?? [];
+		await Promise.all(kept.filter(({ url }) => !wanted.has(url)).map((request) => this.#cache?.delete(request).catch(() => false)));
+	}
+
 	async has(shards: readonly FileEntry[]): Promise<boolean> {
 		const found = await Promise.all(shards.map((shard) => this.#cache?.match(this.#key(shard.sha256)).catch(() => undefined)));
 		return found.every((response) => response !== undefined);
@@ -178,5 +185,6 @@ export async function loadShards(options: LoadOptions): Promise<LoadReport> {
 	} finally {
 		stop.abort();
 	}
+	await store.keepOnly(shards);
 	return report;
 }
