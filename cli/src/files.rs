@@ -55,5 +55,5 @@ pub fn publish(path: &Path) -> Result<()> {
 
 /// Text for stdout. A closed pipe (`kinora inspect … | head`) is no error.
 pub fn print(text: impl std::fmt::Display) {
-    let _ = writeln!(std::io::stdout(), "{text}");
+    let _ = writeln!(std::io::stdout(), "{}", text.to_string().trim_end());
 }

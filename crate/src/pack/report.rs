@@ -221,7 +221,7 @@ impl fmt::Display for Summary {
         writeln!(f, "{} ({}), {}", self.title, self.name, self.license)?;
         let clips: Vec<String> = self.clips.iter().map(ToString::to_string).collect();
         writeln!(f, "clips: {} at {} frames per second, {} steps", clips.join(", "), self.fps, self.steps)?;
-        writeln!(f, "to fetch: {} in {} shards and a tokenizer", Size(self.total_bytes), self.shards.len())?;
+        writeln!(f, "to fetch: {}, shards: {}", Size(self.total_bytes), self.shards.len())?;
         let needs = &self.requires;
         writeln!(f, "memory: about {}; largest buffer {}", Size(needs.memory_bytes), Size(needs.max_buffer_size))?;
         writeln!(f, "\n{:<14}{:>8}{:>14}{:>14}", "part", "tensors", "parameters", "size")?;
