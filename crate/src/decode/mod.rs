@@ -1,0 +1,3 @@
+//! Latents to frames and back.
+
+pub mod taehv;

@@ -1,0 +1,4 @@
+//! From noise to clean latents.
+
+pub mod sampler;
+pub mod wan;

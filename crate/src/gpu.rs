@@ -1,0 +1,134 @@
+//! Brings up a wgpu device of our own and hands it to burn.
+//!
+//! burn could ask for a device itself, but on wasm it then unwraps every refusal, takes every feature the adapter has
+//! and lets an invalid shader pass in silence, which leaves whatever an earlier kernel left in the output buffer. Here
+//! the device's lost and error callbacks write into [`Faults`], which every read-back looks at.
+
+use std::sync::{Arc, Mutex};
+
+use burn::tensor::Device;
+use burn::tensor::wgpu::WgpuSetup;
+use wgpu::{DeviceType, Features, Limits};
+
+use crate::compute::{Compute, Kind};
+use crate::error::{Error, Result};
+
+/// What a device has reported about itself since it was made.
+#[derive(Debug, Default)]
+pub struct Faults(Mutex<Option<Error>>);
+
+impl Faults {
+    /// Keeps the first fault; a lost device overrides it, because everything else follows from that.
+    fn report(&self, fault: Error) {
+        log::error!("graphics device: {fault}");
+        let mut first = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if first.is_none() || matches!(fault, Error::DeviceLost(_)) {
+            *first = Some(fault);
+        }
+    }
+
+    /// The fault, if there was one.
+    pub fn check(&self) -> Result<()> {
+        match &*self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) {
+            Some(fault) => Err(fault.clone()),
+            None => Ok(()),
+        }
+    }
+}
+
+/// How to ask for a GPU.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct GpuOptions {
+    /// Ask for nothing beyond the limits that every WebGPU device guarantees, to test what a phone would refuse.
+    pub strict_limits: bool,
+    /// Bytes that the model wants to bind at once; 0 for the guaranteed 128 MiB.
+    pub max_storage_buffer_binding_size: u64,
+    /// Bytes of the largest buffer the model wants; 0 for the guaranteed 256 MiB.
+    pub max_buffer_size: u64,
+}
+
+/// Finds an adapter, makes a device and registers it with burn.
+///
+/// Errors: [`Error::NoAdapter`], [`Error::UnsupportedFeature`] (limits too small, no timestamp queries in a browser).
+pub async fn open(options: GpuOptions) -> Result<Compute> {
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
+    let adapter = instance
+        .request_adapter(&wgpu::RequestAdapterOptions {
+            power_preference: wgpu::PowerPreference::HighPerformance,
+            ..Default::default()
+        })
+        .await
+        .map_err(|e| Error::NoAdapter(e.to_string()))?;
+    // burn's runtime panics in a browser without them.
+    let needed = if cfg!(target_family = "wasm") { Features::TIMESTAMP_QUERY } else { Features::empty() };
+    if !adapter.features().contains(needed) {
+        return Err(Error::UnsupportedFeature("its driver offers no timestamp queries".into()));
+    }
+    let limits = wanted_limits(&adapter, options)?;
+    let (device, queue) = adapter
+        .request_device(&wgpu::DeviceDescriptor {
+            label: Some("kinora"),
+            required_features: needed | (adapter.features() & Features::TIMESTAMP_QUERY),
+            required_limits: limits,
+            memory_hints: wgpu::MemoryHints::MemoryUsage,
+            ..Default::default()
+        })
+        .await
+        .map_err(|e| Error::UnsupportedFeature(e.to_string()))?;
+
+    let faults = Arc::new(Faults::default());
+    let on_lost = faults.clone();
+    device.set_device_lost_callback(move |reason, message| {
+        if reason != wgpu::DeviceLostReason::Destroyed {
+            on_lost.report(Error::DeviceLost(message));
+        }
+    });
+    let on_error = faults.clone();
+    device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
+        on_error.report(match error {
+            wgpu::Error::OutOfMemory { source } => Error::OutOfMemory(source.to_string()),
+            other => Error::Internal(format!("the graphics device refused a command: {other}")),
+        });
+    }));
+
+    let info = adapter.get_info();
+    let name = [info.name.as_str(), info.driver.as_str(), info.driver_info.as_str()]
+        .iter()
+        .find(|part| !part.is_empty())
+        .map_or_else(|| "unnamed adapter".to_string(), |part| part.to_string());
+    let software = info.device_type == DeviceType::Cpu || name.to_lowercase().contains("swiftshader");
+    let setup = WgpuSetup { instance, backend: info.backend, adapter, device, queue };
+    let device: Device = Device::wgpu_options()
+        .tasks_max(32)
+        .setup(setup)
+        .init()
+        .map_err(|e| Error::UnsupportedFeature(e.to_string()))?;
+    Ok(Compute { device, kind: Kind::Gpu, adapter: name, software, widen_on_load: false, faults })
+}
+
+/// The guaranteed limits, raised only where the model needs more or where the runtime gains from it.
+fn wanted_limits(adapter: &wgpu::Adapter, options: GpuOptions) -> Result<Limits> {
+    let offered = adapter.limits();
+    let mut limits = Limits::default();
+    // wgpu's own defaults follow WebGPU's; an adapter below them is no WebGPU adapter.
+    if !limits.check_limits(&offered) {
+        limits = limits.or_worse_values_from(&offered);
+    }
+    let binding = options.max_storage_buffer_binding_size;
+    let buffer = options.max_buffer_size.max(binding);
+    if binding > offered.max_storage_buffer_binding_size || buffer > offered.max_buffer_size {
+        return Err(Error::UnsupportedFeature(format!(
+            "the model binds {binding} bytes at once and this device allows {}",
+            offered.max_storage_buffer_binding_size
+        )));
+    }
+    limits.max_storage_buffer_binding_size = limits.max_storage_buffer_binding_size.max(binding);
+    limits.max_buffer_size = limits.max_buffer_size.max(buffer);
+    if !options.strict_limits {
+        limits.max_compute_workgroup_storage_size = offered.max_compute_workgroup_storage_size;
+        limits.max_compute_invocations_per_workgroup = offered.max_compute_invocations_per_workgroup;
+        limits.max_compute_workgroup_size_x = offered.max_compute_workgroup_size_x;
+        limits.max_compute_workgroup_size_y = offered.max_compute_workgroup_size_y;
+    }
+    Ok(limits)
+}

@@ -1,0 +1,3 @@
+//! From a seed to latents.
+
+pub mod noise;

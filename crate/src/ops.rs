@@ -1,0 +1,337 @@
+//! The operations the models are built from, each with a CPU form made of burn's own operations (which is the
+//! definition of what it computes) and a GPU form with a kernel from [`crate::kernels`].
+//!
+//! One clip at a time: tokens are `[tokens, channels]`, frames `[1, channels, height, width]`.
+
+use burn::backend::Dispatch;
+use burn::tensor::activation::{gelu_approximate, relu, silu, softmax};
+use burn::tensor::module::conv2d as burn_conv2d;
+use burn::tensor::ops::ConvOptions;
+use burn::tensor::{Device, Int, Tensor, TensorData};
+
+use crate::compute::{Compute, Kind};
+use crate::error::{Error, Result};
+use crate::kernels::{AttentionSpec, ConvSpec, GpuKernels, LinearSpec, NormSpec};
+use crate::model::quant;
+use crate::model::shards::RawTensor;
+use crate::weights::Stored;
+
+/// Most bytes an intermediate of ours may take: half of the 128 MiB that every WebGPU device can bind.
+pub const TILE_BYTES: usize = 64 << 20;
+
+/// What follows a linear layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// Nothing.
+    None,
+    /// GELU in its tanh form.
+    Gelu,
+    /// `x * sigmoid(x)`.
+    Silu,
+}
+
+/// Weight of a linear layer, `[out, in]` as in PyTorch.
+enum Weight {
+    /// f32 on the CPU device.
+    Dense(Tensor<2>),
+    /// Packed in host memory, widened for each use: what keeps a large quantized model in its packed size.
+    Packed(RawTensor),
+    /// Packed in GPU memory, widened inside the kernel.
+    Words(Tensor<1, Int>),
+}
+
+/// `y = x W^T + b`, then an activation. Weights stay in the form they were shipped in.
+pub struct Linear {
+    weight: Weight,
+    bias: Tensor<1>,
+    spec: LinearSpec,
+}
+
+impl Linear {
+    /// Takes a weight of two or more dimensions (those after the first count as one) and an optional bias.
+    pub fn new(compute: &Compute, weight: Stored, bias: Option<RawTensor>) -> Result<Self> {
+        let (dtype, shape, group) = match &weight {
+            Stored::Host(raw) => (raw.dtype, raw.shape.clone(), raw.group.unwrap_or(0)),
+            Stored::Device(device) => (device.dtype, device.shape.clone(), device.group),
+        };
+        let n = shape.first().copied().unwrap_or(0);
+        let k = shape.iter().skip(1).product::<usize>();
+        if k % 4 != 0 && compute.kind == Kind::Gpu {
+            return Err(Error::Tensor(format!("a linear layer of shape {shape:?} has an input width that is not a multiple of 4")));
+        }
+        let spec = LinearSpec { dtype, n, k, group, has_bias: bias.is_some(), activation: 0 };
+        let bias = match bias {
+            Some(raw) => compute.upload(&raw)?.reshape([n]),
+            None => Tensor::zeros([1], &compute.device),
+        };
+        let weight = match weight {
+            Stored::Device(device) => Weight::Words(device.words),
+            Stored::Host(raw) if dtype.quantized() && !compute.widen_on_load => {
+                // Checked once here, so that widening it later cannot fail.
+                quant::check(raw.dtype, &raw.shape, raw.group, &raw.bytes)?;
+                Weight::Packed(raw)
+            }
+            Stored::Host(raw) => Weight::Dense(dense(&raw, [n, k], &compute.device)?),
+        };
+        Ok(Self { weight, bias, spec })
+    }
+
+    /// `[M, in]` -> `[M, out]`.
+    pub fn forward(&self, x: Tensor<2>, activation: Activation) -> Tensor<2> {
+        let weight = match &self.weight {
+            Weight::Words(words) => {
+                let spec = LinearSpec { activation: activation as u32, ..self.spec };
+                return Tensor::from_dispatch(<Dispatch as GpuKernels>::kinora_linear(
+                    x.into_dispatch(),
+                    words.clone().into_dispatch(),
+                    self.bias.clone().into_dispatch(),
+                    spec,
+                ));
+            }
+            Weight::Dense(weight) => weight.clone(),
+            Weight::Packed(raw) => dense(raw, [self.spec.n, self.spec.k], &x.device())
+                .expect("a packed weight was validated when it was loaded"),
+        };
+        let mut y = x.matmul(weight.transpose());
+        if self.spec.has_bias {
+            y = y + self.bias.clone().unsqueeze();
+        }
+        match activation {
+            Activation::None => y,
+            Activation::Gelu => gelu_approximate(y),
+            Activation::Silu => silu(y),
+        }
+    }
+
+    /// Two layers with an activation between, in row chunks so that the middle never outgrows [`TILE_BYTES`].
+    pub fn mlp(first: &Self, second: &Self, x: Tensor<2>, activation: Activation) -> Tensor<2> {
+        let rows = x.dims()[0];
+        let step = (TILE_BYTES / (first.spec.n * 4)).max(1);
+        if rows <= step {
+            return second.forward(first.forward(x, activation), Activation::None);
+        }
+        let parts = (0..rows)
+            .step_by(step)
+            .map(|at| {
+                let part = x.clone().slice(at..(at + step).min(rows));
+                second.forward(first.forward(part, activation), Activation::None)
+            })
+            .collect();
+        Tensor::cat(parts, 0)
+    }
+}
+
+fn dense(raw: &RawTensor, shape: [usize; 2], device: &Device) -> Result<Tensor<2>> {
+    Ok(Tensor::from_data(TensorData::new(raw.to_f32()?, shape), device))
+}
+
+/// Multi-head attention, `[Nq, H*D]`, `[Nk, H*D]`, `[Nk, H*D]` -> `[Nq, H*D]`, with an optional additive bias
+/// `[H, Nq, Nk]`. No score matrix beyond [`TILE_BYTES`] ever exists.
+pub fn attention(
+    compute: &Compute,
+    q: Tensor<2>,
+    k: Tensor<2>,
+    v: Tensor<2>,
+    bias: Option<Tensor<3>>,
+    heads: usize,
+    scale: f32,
+) -> Tensor<2> {
+    if compute.kind == Kind::Gpu {
+        let spec = AttentionSpec { heads, scale, has_bias: bias.is_some() };
+        let bias = bias.unwrap_or_else(|| Tensor::zeros([1, 1, 1], &compute.device));
+        return Tensor::from_dispatch(<Dispatch as GpuKernels>::kinora_attention(
+            q.into_dispatch(),
+            k.into_dispatch(),
+            v.into_dispatch(),
+            bias.into_dispatch(),
+            spec,
+        ));
+    }
+    let ([queries, width], [keys, _]) = (q.dims(), k.dims());
+    let dim = width / heads;
+    let split = |t: Tensor<2>, rows: usize| t.reshape([rows, heads, dim]).swap_dims(0, 1);
+    let q = split(q.mul_scalar(scale), queries);
+    let (k, v) = (split(k, keys).swap_dims(1, 2), split(v, keys));
+    let step = (TILE_BYTES / (heads * keys * 4)).clamp(1, queries);
+    let parts: Vec<Tensor<2>> = (0..queries)
+        .step_by(step)
+        .map(|first| {
+            let last = (first + step).min(queries);
+            let mut scores = q.clone().slice([0..heads, first..last]).matmul(k.clone());
+            if let Some(bias) = &bias {
+                scores = scores + bias.clone().slice([0..heads, first..last]);
+            }
+            softmax(scores, 2).matmul(v.clone()).swap_dims(0, 1).reshape([last - first, width])
+        })
+        .collect();
+    Tensor::cat(parts, 0)
+}
+
+/// How a normalised row is scaled and shifted.
+pub enum Affine<'a> {
+    /// `x * weight (+ bias)`.
+    Weight(&'a Tensor<2>, Option<&'a Tensor<2>>),
+    /// `x * (1 + scale[r]) + shift[r]`, one row `[R, C]` for every `rows` rows of `x`.
+    Modulation { scale: Tensor<2>, shift: Tensor<2>, rows: usize },
+}
+
+/// Layer norm (`centre`) or RMS norm over the last dimension of `[N, C]`.
+pub fn norm(compute: &Compute, x: Tensor<2>, affine: Affine<'_>, centre: bool, eps: f64) -> Tensor<2> {
+    let [tokens, width] = x.dims();
+    if compute.kind == Kind::Gpu {
+        let empty = || Tensor::<2>::zeros([1, 1], &compute.device);
+        let (scale, shift, offset, rows, has_shift) = match affine {
+            Affine::Weight(weight, bias) => {
+                (weight.clone(), bias.cloned().unwrap_or_else(empty), 0.0, tokens, bias.is_some())
+            }
+            Affine::Modulation { scale, shift, rows } => (scale, shift, 1.0, rows, true),
+        };
+        let spec = NormSpec {
+            centre,
+            eps: eps as f32,
+            offset,
+            has_scale: true,
+            has_shift,
+            rows_per_modulation: rows.max(1),
+        };
+        return Tensor::from_dispatch(<Dispatch as GpuKernels>::kinora_norm(
+            x.into_dispatch(),
+            scale.into_dispatch(),
+            shift.into_dispatch(),
+            spec,
+        ));
+    }
+    let x = if centre { x.clone() - x.mean_dim(1) } else { x };
+    let scale = (x.clone() * x.clone()).mean_dim(1).add_scalar(eps).sqrt().recip();
+    let y = x * scale;
+    match affine {
+        Affine::Weight(weight, bias) => {
+            let y = y * weight.clone();
+            bias.map_or(y.clone(), |bias| y + bias.clone())
+        }
+        Affine::Modulation { scale, shift, rows } => {
+            let groups = tokens / rows;
+            let wide = |t: Tensor<2>| t.reshape([groups, 1, width]);
+            (y.reshape([groups, rows, width]) * wide(scale.add_scalar(1.0)) + wide(shift)).reshape([tokens, width])
+        }
+    }
+}
+
+/// `x + gate[r] * y`, one gate row `[R, C]` for every `rows` rows.
+pub fn gated_residual(x: Tensor<2>, y: Tensor<2>, gate: Tensor<2>, rows: usize) -> Tensor<2> {
+    let [tokens, width] = x.dims();
+    let groups = tokens / rows;
+    let y = y.reshape([groups, rows, width]) * gate.reshape([groups, 1, width]);
+    x + y.reshape([tokens, width])
+}
+
+/// Rotates interleaved pairs of `[N, H*D]` by a table `[N, D]` of (cos, sin) pairs.
+pub fn rope(compute: &Compute, x: Tensor<2>, table: &Tensor<2>) -> Tensor<2> {
+    if compute.kind == Kind::Gpu {
+        return Tensor::from_dispatch(<Dispatch as GpuKernels>::kinora_rope(
+            x.into_dispatch(),
+            table.clone().into_dispatch(),
+        ));
+    }
+    let ([tokens, width], [_, dim]) = (x.dims(), table.dims());
+    let (heads, half) = (width / dim, dim / 2);
+    let x = x.reshape([tokens, heads, half, 2]);
+    let table = table.clone().reshape([tokens, 1, half, 2]);
+    let pick = |t: &Tensor<4>, at: usize| t.clone().narrow(3, at, 1);
+    let (even, odd) = (pick(&x, 0), pick(&x, 1));
+    let (cos, sin) = (pick(&table, 0), pick(&table, 1));
+    let turned = vec![
+        even.clone() * cos.clone() - odd.clone() * sin.clone(),
+        even * sin + odd * cos,
+    ];
+    Tensor::cat(turned, 3).reshape([tokens, width])
+}
+
+/// A convolution of the autoencoder: zero padding `kernel / 2`, stride 1 or 2, optional bias.
+pub struct Conv {
+    weight: Tensor<4>,
+    bias: Tensor<1>,
+    has_bias: bool,
+    out_channels: usize,
+    stride: usize,
+}
+
+impl Conv {
+    /// Takes a weight `[out, in, kernel, kernel]`.
+    pub fn new(compute: &Compute, weight: &RawTensor, bias: Option<&RawTensor>, stride: usize) -> Result<Self> {
+        let [out, input, kernel, _] = weight.shape[..] else {
+            return Err(Error::Tensor(format!("{} has {} dimensions instead of 4", weight.name, weight.shape.len())));
+        };
+        let shape = [out, input, kernel, kernel];
+        let mut weight = compute.upload(weight)?.reshape(shape);
+        if compute.kind == Kind::Gpu {
+            // The kernel computes eight output channels at a time and reads eight rows of weights without asking.
+            let padded = shape[0].next_multiple_of(8);
+            if padded > shape[0] {
+                let rest = Tensor::zeros([padded - shape[0], shape[1], shape[2], shape[3]], &compute.device);
+                weight = Tensor::cat(vec![weight, rest], 0);
+            }
+        }
+        let has_bias = bias.is_some();
+        let bias = match bias {
+            Some(raw) => compute.upload(raw)?,
+            None => Tensor::zeros([1], &compute.device),
+        };
+        Ok(Self { weight, bias, has_bias, out_channels: shape[0], stride })
+    }
+
+    /// Output channels.
+    pub fn out_channels(&self) -> usize {
+        self.out_channels
+    }
+
+    /// `relu?(conv(cat(x, second)) + bias + residual)`; with `upsample` the inputs are first enlarged twice (nearest).
+    pub fn forward(
+        &self,
+        compute: &Compute,
+        x: Tensor<4>,
+        second: Option<Tensor<4>>,
+        residual: Option<Tensor<4>>,
+        upsample: bool,
+        rectify: bool,
+    ) -> Tensor<4> {
+        let kernel = self.weight.dims()[2];
+        if compute.kind == Kind::Gpu {
+            let empty = || Tensor::<4>::zeros([1, 1, 1, 1], &compute.device);
+            let spec = ConvSpec {
+                out_channels: self.out_channels,
+                kernel,
+                stride: self.stride,
+                upsample: if upsample { 2 } else { 1 },
+                second_channels: second.as_ref().map_or(0, |t| t.dims()[1]),
+                has_bias: self.has_bias,
+                has_residual: residual.is_some(),
+                relu: rectify,
+            };
+            return Tensor::from_dispatch(<Dispatch as GpuKernels>::kinora_conv2d(
+                x.into_dispatch(),
+                second.unwrap_or_else(empty).into_dispatch(),
+                self.weight.clone().into_dispatch(),
+                self.bias.clone().into_dispatch(),
+                residual.unwrap_or_else(empty).into_dispatch(),
+                spec,
+            ));
+        }
+        let mut x = match second {
+            Some(second) => Tensor::cat(vec![x, second], 1),
+            None => x,
+        };
+        if upsample {
+            let [n, c, h, w] = x.dims();
+            x = x.reshape([n * c, h, 1, w, 1]).expand([n * c, h, 2, w, 2]).reshape([n, c, h * 2, w * 2]);
+        }
+        let bias = self.has_bias.then(|| self.bias.clone());
+        let pad = kernel / 2;
+        let options = ConvOptions::new([self.stride; 2], [pad; 2], [1, 1], 1);
+        let mut y = burn_conv2d(x, self.weight.clone(), bias, options);
+        if let Some(residual) = residual {
+            y = y + residual;
+        }
+        if rectify { relu(y) } else { y }
+    }
+}

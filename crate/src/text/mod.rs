@@ -1,0 +1,4 @@
+//! From a prompt to embeddings.
+
+pub mod tokenizer;
+pub mod umt5;

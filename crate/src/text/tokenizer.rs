@@ -1,0 +1,62 @@
+//! Prompts to token ids, from a `tokenizer.json`.
+
+use crate::error::{Error, Result};
+use crate::model::manifest::{Manifest, TextEncoderConfig};
+
+/// The tokenizer of a model and the words the model was trained on.
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    max_tokens: usize,
+    vocabulary: std::collections::HashSet<String>,
+}
+
+/// What a prompt turned into.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prompt {
+    /// Token ids with the end mark.
+    pub ids: Vec<u32>,
+    /// Words the model never saw in training; empty where the manifest lists no vocabulary.
+    pub unknown_words: Vec<String>,
+}
+
+impl Tokenizer {
+    /// Reads a `tokenizer.json` and checks that it fits the text encoder.
+    pub fn parse(json: &str, manifest: &Manifest) -> Result<Self> {
+        let inner: tokenizers::Tokenizer = json.parse().map_err(|e| Error::Tokenizer(format!("{e}")))?;
+        let config: &TextEncoderConfig = &manifest.text_encoder;
+        let size = inner.get_vocab_size(true);
+        if size > config.vocab_size {
+            return Err(Error::Tokenizer(format!("it has {size} tokens and the encoder {}", config.vocab_size)));
+        }
+        let vocabulary = manifest.vocabulary.iter().map(|word| word.to_lowercase()).collect();
+        Ok(Self { inner, max_tokens: config.max_tokens, vocabulary })
+    }
+
+    /// Errors: [`Error::EmptyPrompt`], [`Error::PromptTooLong`]. Nothing is ever cut off.
+    pub fn encode(&self, prompt: &str) -> Result<Prompt> {
+        let prompt = prompt.trim();
+        if prompt.is_empty() {
+            return Err(Error::EmptyPrompt);
+        }
+        let encoding = self.inner.encode(prompt, true).map_err(|e| Error::Tokenizer(format!("{e}")))?;
+        let ids = encoding.get_ids().to_vec();
+        if ids.len() > self.max_tokens {
+            return Err(Error::PromptTooLong { tokens: ids.len(), max: self.max_tokens });
+        }
+        Ok(Prompt { ids, unknown_words: self.unknown_words(prompt) })
+    }
+
+    fn unknown_words(&self, prompt: &str) -> Vec<String> {
+        if self.vocabulary.is_empty() {
+            return Vec::new();
+        }
+        let mut unknown = Vec::new();
+        for word in prompt.split(|c: char| !c.is_alphanumeric() && c != '\'' && c != '-').filter(|w| !w.is_empty()) {
+            let word = word.to_lowercase();
+            if !self.vocabulary.contains(&word) && !unknown.contains(&word) {
+                unknown.push(word);
+            }
+        }
+        unknown
+    }
+}

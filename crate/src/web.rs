@@ -1,0 +1,268 @@
+//! The engine's face in a browser. `web/src/worker.ts` is its only caller.
+//!
+//! Every failure is a JavaScript `Error` with the properties `code` and `retryable`; nothing here panics on bad input.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use js_sys::{Object, Reflect, Uint8Array};
+use serde::Serialize;
+use wasm_bindgen::prelude::*;
+
+use crate::engine::{self, DeviceChoice, Engine, GenerateRequest, Generation, Loading};
+use crate::error::{Error, Result};
+use crate::selftest;
+use crate::stage::{self, Stage};
+
+/// Panics and the runtime's log lines go to the console: an engine bug must leave a trace.
+#[wasm_bindgen(start)]
+pub fn start() {
+    console_error_panic_hook::set_once();
+    let _ = log::set_logger(&ConsoleLog).map(|()| log::set_max_level(log::LevelFilter::Warn));
+}
+
+struct ConsoleLog;
+
+impl log::Log for ConsoleLog {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        metadata.level() <= log::Level::Warn
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if self.enabled(record.metadata()) {
+            let line = JsValue::from_str(&format!("{}: {}", record.target(), record.args()));
+            if record.level() == log::Level::Error {
+                web_sys::console::error_1(&line);
+            } else {
+                web_sys::console::warn_1(&line);
+            }
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+fn thrown(error: Error) -> JsValue {
+    let thrown = js_sys::Error::new(&error.to_string());
+    // Setting a property of a fresh object cannot fail.
+    let _ = Reflect::set(&thrown, &"code".into(), &error.code().into());
+    let _ = Reflect::set(&thrown, &"retryable".into(), &error.retryable().into());
+    thrown.into()
+}
+
+fn to_js(value: &impl Serialize) -> Result<JsValue, JsValue> {
+    value
+        .serialize(&serde_wasm_bindgen::Serializer::json_compatible())
+        .map_err(|e| thrown(Error::Internal(format!("a result could not be handed to the page ({e})"))))
+}
+
+fn from_js<T: serde::de::DeserializeOwned>(value: JsValue, what: &str) -> Result<T, JsValue> {
+    serde_wasm_bindgen::from_value(value).map_err(|e| thrown(Error::InvalidRequest(format!("{what} is malformed ({e})"))))
+}
+
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct CreateOptions {
+    device: String,
+    #[serde(default)]
+    strict_limits: bool,
+}
+
+#[derive(Serialize)]
+struct Info {
+    device: &'static str,
+    adapter: String,
+    software: bool,
+    engine: &'static str,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Checked {
+    tokens: usize,
+    unknown_words: Vec<String>,
+}
+
+enum State {
+    Loading(Box<Loading>),
+    Ready(Rc<Engine>),
+    /// Between the two, and for good if building the models failed.
+    Failed,
+}
+
+/// A model in a browser: created from its manifest, filled shard by shard, then ready.
+#[wasm_bindgen(js_name = Engine)]
+pub struct WebEngine {
+    state: RefCell<State>,
+    info: Info,
+}
+
+#[wasm_bindgen(js_class = Engine)]
+impl WebEngine {
+    /// `options`: `{device: "webgpu" | "cpu", strictLimits?: boolean}`.
+    pub async fn create(manifest_json: String, tokenizer_json: String, options: JsValue) -> Result<WebEngine, JsValue> {
+        let options: CreateOptions = from_js(options, "options")?;
+        let device = match options.device.as_str() {
+            "cpu" => DeviceChoice::Cpu,
+            "webgpu" => DeviceChoice::Gpu { strict_limits: options.strict_limits },
+            other => return Err(thrown(Error::InvalidRequest(format!("there is no device {other}, only webgpu and cpu")))),
+        };
+        let loading = Loading::new(&manifest_json, &tokenizer_json, device).await.map_err(thrown)?;
+        let compute = loading.compute();
+        let info = Info {
+            device: compute.name(),
+            adapter: compute.adapter.clone(),
+            software: compute.software,
+            engine: env!("CARGO_PKG_VERSION"),
+        };
+        Ok(Self { state: RefCell::new(State::Loading(Box::new(loading))), info })
+    }
+
+    /// `{device, adapter, software, engine}`.
+    #[wasm_bindgen(getter)]
+    pub fn info(&self) -> Result<JsValue, JsValue> {
+        to_js(&self.info)
+    }
+
+    /// Indices of the shards that have not been added, in order of first use.
+    #[wasm_bindgen(js_name = missingShards)]
+    pub fn missing_shards(&self) -> Vec<u32> {
+        match &*self.state.borrow() {
+            State::Loading(loading) => loading.missing_shards().into_iter().map(|index| index as u32).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Verifies a shard (length and SHA-256), uploads its tensors and frees it.
+    #[wasm_bindgen(js_name = addShard)]
+    pub async fn add_shard(&self, index: u32, bytes: Vec<u8>) -> Result<(), JsValue> {
+        let mut state = self.state.borrow_mut();
+        let State::Loading(loading) = &mut *state else {
+            return Err(thrown(Error::InvalidRequest("all shards have been added already".into())));
+        };
+        loading.add_shard(index as usize, bytes).map_err(thrown)?;
+        if loading.missing_shards().is_empty()
+            && let State::Loading(loading) = std::mem::replace(&mut *state, State::Failed)
+        {
+            *state = State::Ready(Rc::new(loading.finish().map_err(thrown)?));
+        }
+        Ok(())
+    }
+
+    fn ready(&self) -> Result<Rc<Engine>, JsValue> {
+        match &*self.state.borrow() {
+            State::Ready(engine) => Ok(engine.clone()),
+            _ => Err(thrown(Error::InvalidRequest("the model's shards have not all been added".into()))),
+        }
+    }
+
+    /// Known-answer tests of the device: `{checks: [{name, error, tolerance}]}`.
+    #[wasm_bindgen(js_name = selfTest)]
+    pub async fn self_test(&self) -> Result<JsValue, JsValue> {
+        #[derive(Serialize)]
+        struct Report {
+            checks: Vec<selftest::Check>,
+        }
+        let compute = match &*self.state.borrow() {
+            State::Loading(loading) => loading.compute().clone(),
+            State::Ready(engine) => engine.compute.clone(),
+            State::Failed => return Err(thrown(Error::InvalidRequest("the model could not be built".into()))),
+        };
+        let checks = selftest::run(&compute).await.map_err(thrown)?;
+        to_js(&Report { checks })
+    }
+
+    /// Checks a request without running it; works before the shards are there.
+    pub fn check(&self, request: JsValue) -> Result<JsValue, JsValue> {
+        let request: GenerateRequest = from_js(request, "the request")?;
+        let checked = match &*self.state.borrow() {
+            State::Loading(loading) => engine::check(loading.manifest(), loading.tokenizer(), &request),
+            State::Ready(engine) => engine.check(&request),
+            State::Failed => Err(Error::InvalidRequest("the model could not be built".into())),
+        };
+        let (prompt, _) = checked.map_err(thrown)?;
+        to_js(&Checked { tokens: prompt.ids.len(), unknown_words: prompt.unknown_words })
+    }
+
+    /// Encodes the prompt and draws the noise.
+    pub async fn begin(&self, request: JsValue) -> Result<WebGeneration, JsValue> {
+        let request: GenerateRequest = from_js(request, "the request")?;
+        let generation = self.ready()?.begin(&request).await.map_err(thrown)?;
+        Ok(WebGeneration { inner: generation })
+    }
+
+    /// One stage on a safetensors file, as `kinora stage`.
+    #[wasm_bindgen(js_name = runStage)]
+    pub async fn run_stage(&self, stage: String, safetensors: Vec<u8>) -> Result<Uint8Array, JsValue> {
+        let engine = self.ready()?;
+        let stage: Stage = stage.parse().map_err(thrown)?;
+        let output = stage::run_stage(&engine, stage, &safetensors).await.map_err(thrown)?;
+        Ok(Uint8Array::from(output.as_slice()))
+    }
+}
+
+/// A clip in the making.
+#[wasm_bindgen(js_name = Generation)]
+pub struct WebGeneration {
+    inner: Generation,
+}
+
+#[wasm_bindgen(js_class = Generation)]
+impl WebGeneration {
+    /// Pixels.
+    #[wasm_bindgen(getter)]
+    pub fn width(&self) -> u32 {
+        self.inner.size().width
+    }
+
+    /// Pixels.
+    #[wasm_bindgen(getter)]
+    pub fn height(&self) -> u32 {
+        self.inner.size().height
+    }
+
+    /// Frames in all.
+    #[wasm_bindgen(getter)]
+    pub fn frames(&self) -> u32 {
+        self.inner.size().frames
+    }
+
+    /// Frames per second.
+    #[wasm_bindgen(getter)]
+    pub fn fps(&self) -> u32 {
+        self.inner.fps()
+    }
+
+    /// Denoising steps in all.
+    #[wasm_bindgen(getter)]
+    pub fn steps(&self) -> u32 {
+        self.inner.steps() as u32
+    }
+
+    /// One denoising step: `{index, steps, sigma}`, or undefined once all are done.
+    pub async fn step(&mut self) -> Result<JsValue, JsValue> {
+        match self.inner.step().await.map_err(thrown)? {
+            Some(info) => to_js(&info),
+            None => Ok(JsValue::UNDEFINED),
+        }
+    }
+
+    /// RGBA of the middle frame as the last step expects it.
+    pub async fn preview(&self) -> Result<Uint8Array, JsValue> {
+        Ok(Uint8Array::from(self.inner.preview().await.map_err(thrown)?.as_slice()))
+    }
+
+    /// The frames of the next latent frame: `{first, count, rgba}`, or undefined at the end.
+    #[wasm_bindgen(js_name = nextFrames)]
+    pub async fn next_frames(&mut self) -> Result<JsValue, JsValue> {
+        let Some(batch) = self.inner.next_frames().await.map_err(thrown)? else {
+            return Ok(JsValue::UNDEFINED);
+        };
+        let object = Object::new();
+        // Setting a property of a fresh object cannot fail.
+        let _ = Reflect::set(&object, &"first".into(), &(batch.first as u32).into());
+        let _ = Reflect::set(&object, &"count".into(), &(batch.count as u32).into());
+        let _ = Reflect::set(&object, &"rgba".into(), &Uint8Array::from(batch.rgba.as_slice()));
+        Ok(object.into())
+    }
+}

@@ -1,0 +1,230 @@
+//! The engine on the CPU device against PyTorch, stage by stage.
+//!
+//! The goldens come from `tests/goldens/make.py` (diffusers, transformers and a TAEHV in PyTorch, seeded random
+//! weights); nothing here needs Python.
+
+use std::path::{Path, PathBuf};
+
+use kinora::engine::{DeviceChoice, Engine, wait};
+use kinora::model::manifest::DType;
+use kinora::pack::{Export, PackOptions, pack};
+use kinora::selftest::relative_error;
+use kinora::stage::{Stage, run_stage};
+use sha2::{Digest, Sha256};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+
+const TOLERANCE: f64 = 1e-4;
+
+fn goldens() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens")
+}
+
+/// The tiny model packed in a format, in a directory of its own.
+fn tiny(format: DType) -> (Engine, tempdir::Dir) {
+    let dir = tempdir::Dir::new();
+    let read = |name: &str| std::fs::read(goldens().join("tiny").join(name)).expect("the goldens are committed");
+    let model_json = String::from_utf8(read("model.json")).expect("text");
+    let (tokenizer_json, weights) = (read("tokenizer.json"), read("weights.safetensors"));
+    let export = Export { model_json: &model_json, tokenizer_json: &tokenizer_json, weights: &weights };
+    let options = PackOptions { format, group: 32, ..PackOptions::default() };
+    pack(&export, dir.path(), &options).expect("the tiny model packs");
+    (Engine::load_dir(dir.path(), DeviceChoice::Cpu).expect("the tiny model loads"), dir)
+}
+
+/// A directory that goes away with the test.
+mod tempdir {
+    use std::path::{Path, PathBuf};
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    pub struct Dir(PathBuf);
+
+    impl Dir {
+        pub fn new() -> Self {
+            static NEXT: AtomicUsize = AtomicUsize::new(0);
+            let name = format!("kinora-parity-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+            let path = std::env::temp_dir().join(name);
+            std::fs::create_dir_all(&path).expect("a temporary directory");
+            Self(path)
+        }
+
+        pub fn path(&self) -> &Path {
+            &self.0
+        }
+    }
+
+    impl Drop for Dir {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+}
+
+/// Runs a stage on its golden inputs and gives (got, want).
+fn stage(engine: &Engine, name: &str, output: &str) -> (Vec<f32>, Vec<f32>) {
+    let file = std::fs::read(goldens().join("tiny.safetensors")).expect("the goldens are committed");
+    let all = SafeTensors::deserialize(&file).expect("the goldens are safetensors");
+    let prefix = format!("{name}.in.");
+    let inputs: Vec<(String, TensorView<'_>)> = all
+        .tensors()
+        .into_iter()
+        .filter_map(|(key, view)| key.strip_prefix(&prefix).map(|key| (key.to_string(), view)))
+        .collect();
+    assert!(!inputs.is_empty(), "no inputs for {name}");
+    let input = safetensors::serialize(inputs, None).expect("inputs serialize");
+    let stage: Stage = name.parse().expect("a stage");
+    let result = wait(run_stage(engine, stage, &input)).expect("the stage runs");
+    let result = SafeTensors::deserialize(&result).expect("the result is safetensors");
+    let got = result.tensor(output).expect("the named result");
+    let want = all.tensor(&format!("{name}.out.{output}")).expect("the golden result");
+    assert_eq!(got.shape(), want.shape(), "{name} {output}");
+    (floats(&got), floats(&want))
+}
+
+fn floats(view: &TensorView<'_>) -> Vec<f32> {
+    assert_eq!(view.dtype(), Dtype::F32);
+    view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+}
+
+#[test]
+fn every_stage_matches_pytorch_in_f32() {
+    let (engine, _dir) = tiny(DType::F32);
+    for (name, output) in [
+        ("encode-text", "embeddings"),
+        ("block0", "hidden"),
+        ("denoise", "velocity"),
+        ("sample", "latents"),
+        ("decode", "frames"),
+        ("encode", "latents"),
+    ] {
+        let (got, want) = stage(&engine, name, output);
+        let error = relative_error(&got, &want);
+        println!("{name}: relative error {error:.2e}");
+        assert!(error < TOLERANCE, "{name}: relative error {error:.2e}");
+    }
+}
+
+/// Quantizing must change the result (or the test above proves nothing about these formats) and must not wreck it.
+#[test]
+fn quantized_formats_stay_near_f32() {
+    for (format, bound) in [(DType::F16, 2e-3), (DType::Q8, 3e-2), (DType::Q4, 0.35)] {
+        let (engine, _dir) = tiny(format);
+        let (got, want) = stage(&engine, "denoise", "velocity");
+        let error = relative_error(&got, &want);
+        println!("{format:?}: relative error {error:.2e}");
+        assert!(error > 1e-5 && error < bound, "{format:?}: relative error {error:.2e}");
+    }
+}
+
+/// Weights that stay packed in host memory give what weights widened at load give.
+#[test]
+fn packed_weights_compute_the_same() {
+    use kinora::compute::Compute;
+    use kinora::model::{quant, shards::RawTensor};
+    use kinora::ops::Activation;
+    use kinora::weights::WeightStore;
+
+    let values = kinora::latents::noise::normal(3, 0, 48 * 64);
+    let bytes = quant::encode(DType::Q4, &[48, 64], Some(32), &values).expect("encodes");
+    let raw = RawTensor { name: "layer.weight".into(), dtype: DType::Q4, shape: vec![48, 64], group: Some(32), bytes };
+    let mut results = Vec::new();
+    for widen_on_load in [true, false] {
+        let compute = Compute { widen_on_load, ..Compute::cpu() };
+        let mut store = WeightStore::new(compute.clone());
+        store.insert(raw.clone());
+        let x = compute.tensor(kinora::latents::noise::normal(4, 0, 5 * 64), [5, 64]);
+        let y = store.linear("layer").expect("a layer").forward(x, Activation::Gelu);
+        results.push(wait(compute.read(y)).expect("reads"));
+    }
+    assert_eq!(results[0], results[1]);
+}
+
+#[test]
+fn noise_matches_the_python_implementation() {
+    let text = std::fs::read_to_string(goldens().join("noise.json")).expect("the goldens are committed");
+    let goldens: serde_json::Value = serde_json::from_str(&text).expect("json");
+    let cases = goldens["normal"].as_array().expect("cases");
+    assert!(cases.len() >= 6);
+    for case in cases {
+        let seed = case["seed"].as_u64().expect("seed");
+        let stream = case["stream"].as_u64().expect("stream") as u32;
+        let count = case["count"].as_u64().expect("count") as usize;
+        let got = kinora::latents::noise::normal(seed, stream, count);
+        let bits: Vec<String> = got.iter().take(16).map(|v| format!("{:08x}", v.to_bits())).collect();
+        let want: Vec<&str> = case["first_bits"].as_array().expect("bits").iter().filter_map(|v| v.as_str()).collect();
+        assert_eq!(bits, want, "seed {seed} stream {stream}");
+        let bytes: Vec<u8> = got.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let hash: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hash, case["sha256"].as_str().expect("hash"), "seed {seed} stream {stream}");
+    }
+}
+
+/// The layout and numbering of the public TAEW2.1 file, on random weights. The fixture is not part of the repository.
+#[test]
+fn the_public_autoencoder_layout_matches_its_reference() {
+    use kinora::compute::Compute;
+    use kinora::decode::taehv::{Taehv, frames_inward, latent_frame};
+    use kinora::model::manifest::{AutoencoderConfig, AutoencoderKind, EncoderPadding};
+    use kinora::model::shards::RawTensor;
+    use kinora::weights::WeightStore;
+
+    let dir = goldens().join("../../../shared/fixtures");
+    let (Ok(weights), Ok(golden)) =
+        (std::fs::read(dir.join("taew2_1-random-weights.safetensors")), std::fs::read(dir.join("taew2_1-golden.safetensors")))
+    else {
+        println!("skipped: the TAEW2.1 fixtures are not here");
+        return;
+    };
+    let compute = Compute::cpu();
+    let mut store = WeightStore::new(compute.clone());
+    for (name, view) in SafeTensors::deserialize(&weights).expect("weights").tensors() {
+        assert_eq!(view.dtype(), Dtype::F16);
+        store.insert(RawTensor {
+            name: format!("autoencoder.{name}"),
+            dtype: DType::F16,
+            shape: view.shape().to_vec(),
+            group: None,
+            bytes: view.data().to_vec(),
+        });
+    }
+    let config = AutoencoderConfig {
+        kind: AutoencoderKind::Taehv,
+        image_channels: 3,
+        latent_channels: 16,
+        patch_size: 1,
+        encoder_channels: [64; 4],
+        decoder_channels: [256, 128, 64, 64],
+        encoder_time_downscale: [true, true, false],
+        decoder_time_upscale: [false, true, true],
+        decoder_space_upscale: [true; 3],
+        encoder_padding: EncoderPadding::Trailing,
+    };
+    let model = Taehv::load(&config, &mut store).expect("the layout loads");
+    let golden = SafeTensors::deserialize(&golden).expect("golden");
+    let tensor = |name: &str| floats(&golden.tensor(name).expect(name));
+
+    // N T C H W with N = 1: [3, 16, 6, 10] latents, [9, 3, 48, 80] frames.
+    let latents: Vec<Vec<f32>> = tensor("latent").chunks(16 * 60).map(<[f32]>::to_vec).collect();
+    let mut state = model.start_decoding();
+    let mut frames = Vec::new();
+    for latent in latents {
+        let mut decoding = model.decoding(state);
+        for (frame, size) in wait(decoding.next(&compute, latent, 6, 10)).expect("decodes") {
+            assert_eq!(size, [48, 80]);
+            frames.extend(frame);
+        }
+        state = decoding.into_state();
+    }
+    let error = relative_error(&frames, &tensor("frames"));
+    println!("decode: relative error {error:.2e}");
+    assert!(error < TOLERANCE, "decode: {error:.2e}");
+
+    let video: Vec<Vec<f32>> = tensor("video").chunks(3 * 48 * 80).map(<[f32]>::to_vec).collect();
+    let (latents, shape) = wait(model.encode(&compute, &video, 48, 80)).expect("encodes");
+    assert_eq!(shape, [16, 3, 6, 10]);
+    let frame_major: Vec<f32> = (0..3).flat_map(|index| latent_frame(&latents, shape, index)).collect();
+    let error = relative_error(&frame_major, &tensor("encoded"));
+    println!("encode: relative error {error:.2e}");
+    assert!(error < TOLERANCE, "encode: {error:.2e}");
+    let pieces: Vec<Vec<f32>> = (0..3).map(|index| latent_frame(&latents, shape, index)).collect();
+    assert_eq!(frames_inward(&pieces, shape), latents);
+}
