@@ -69,7 +69,7 @@ fn text_encoder(manifest: &Manifest) -> Result<()> {
     within("text_encoder.d_ff", text.d_ff, 1, MAX_WIDTH)?;
     let buckets = text.relative_attention_num_buckets;
     within("text_encoder.relative_attention_num_buckets", buckets, 4, 1024)?;
-    require(buckets % 4 == 0, || {
+    require(buckets.is_multiple_of(4), || {
         format!("text_encoder.relative_attention_num_buckets is {buckets} and must be a multiple of 4")
     })?;
     // A quarter of the buckets hold exact distances; the logarithmic ones need room above them.
