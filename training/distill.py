@@ -1,0 +1,149 @@
+"""Stage 5: distil the guided teacher into a student of a few unguided Euler steps.
+
+    python -m training.distill [--preset cpu] [--minutes 15]
+
+After Salimans and Ho, "Progressive distillation for fast sampling of diffusion
+models" (2022), and Meng et al., "On distillation of guided diffusion models"
+(2023), in one stage: the teacher, with classifier-free guidance, walks from pure
+noise through the student's sigmas in several substeps each; between two student
+sigmas the student regresses the mean velocity of that walk in one pass without
+guidance. Rows with given frames keep the plain flow-matching loss, which keeps
+that ability. `--choose` measures shifts first: PSNR of 4 guided teacher steps
+against 24. Writes student-state.pt and student.pt.
+"""
+
+import copy
+import json
+import random
+import time
+
+import torch
+
+from . import captions, presets, sampling, scenes, tokenizer as tokenizers
+from .autoencoder import psnr
+from .data import LatentData, encode
+from .make_latents import load_autoencoder
+from .model import TextToVideo
+from .optim import Muon, groups
+from .progress import note
+from .train_teacher import REPORTS, average, is_matrix, masked_loss, noised, save, show
+
+
+@torch.no_grad()
+def choose_shift(teacher, tokenizer, autoencoder, options, device, shifts=(2.0, 3.0, 5.0, 8.0)):
+    """PSNR (dB) of few guided steps against 24 for some shifts, as {shift: dB}."""
+    prompts, seeds = list(captions.EXAMPLES[:4]), [11, 12, 13, 14]
+
+    def clips(sigmas):
+        z = sampling.sample(teacher, tokenizer, prompts, seeds, sigmas, options["guidance"], device)
+        return torch.cat([autoencoder.decode(row[None]) for row in z]).clamp(0, 1)
+
+    reference = clips(sampling.schedule(24, 3.0))
+    return {shift: round(psnr(clips(sampling.schedule(options["steps"], shift)), reference), 2) for shift in shifts}
+
+
+@torch.no_grad()
+def walk(teacher, noise, ids, sigmas, substeps, guidance):
+    """States at each sigma and mean velocities to the next, along the guided teacher's path from `noise`."""
+    x, states, velocities = noise, [], []
+    for s, after in zip(sigmas, [*sigmas[1:], 0.0]):
+        start = x
+        for i in range(substeps):
+            now, then = (s + (after - s) * j / substeps for j in (i, i + 1))
+            level = torch.full((len(x), x.shape[2]), now, device=x.device)
+            x = x + sampling.guided(teacher, x, level, ids, guidance) * (then - now)
+        states.append(start)
+        velocities.append((x - start) / (after - s))
+    return torch.cat(states), torch.cat(velocities)
+
+
+def main():
+    parser = presets.arguments("distill", __doc__)
+    parser.add_argument("--choose", action="store_true", help="measure shifts before training")
+    parser.add_argument("--shift", type=float, default=3.0)
+    args = parser.parse_args()
+    options, work = presets.settings(args), presets.work_dir(args.work)
+    device = options["device"]
+    tokenizer = tokenizers.load(work)
+    teacher = TextToVideo(tokenizer.get_vocab_size())
+    teacher.load_state_dict(torch.load(work / "teacher.pt", map_location="cpu"))
+    teacher.to(device).eval().requires_grad_(False)
+    autoencoder = load_autoencoder(work, device)
+    shift, measured = args.shift, None
+    if args.choose:
+        measured = choose_shift(teacher, tokenizer, autoencoder, options, device)
+        shift = max(measured, key=measured.get)
+        note(work, f"distillation: dB of {options['steps']} against 24 steps by shift: {measured}")
+    sigmas = sampling.schedule(options["steps"], shift)
+
+    student = copy.deepcopy(teacher).requires_grad_(True)
+    ema = copy.deepcopy(teacher)
+    optimiser = Muon(groups(student.named_parameters(), is_matrix, options["muon_lr"], options["lr"]))
+    step, spent, log = 0, 0.0, []
+    state_path = work / "student-state.pt"
+    if state_path.exists():
+        state = torch.load(state_path, map_location=device)
+        student.load_state_dict(state["model"])
+        ema.load_state_dict(state["ema"])
+        optimiser.load_state_dict(state["optimiser"])
+        step, spent, log, shift = state["step"], state["spent"], state["log"], state["shift"]
+        sigmas = sampling.schedule(options["steps"], shift)
+    torch.manual_seed(options["seed"] + 100 + step)
+    rng = random.Random(options["seed"] + 6 + step)
+    data = LatentData(work, tokenizer, options["seed"] + 7 + step, device, caption_dropout=0.0)
+    run = student if args.eager else torch.compile(student)
+    look = teacher if args.eager else torch.compile(teacher)
+    budget = options["minutes"] * 60
+    walkers = max(1, options["batch"] // 2)
+    note(work, f"distillation: starts at step {step}, sigmas {[round(s, 4) for s in sigmas]}")
+    start = last_save = time.time()
+    losses = []
+    while True:
+        elapsed = spent + time.time() - start
+        done = elapsed / budget
+        if done >= 1:
+            break
+        optimiser.set_scale(min((step + 1) / 10, 1.0, max(1.0 - done, 0.0) / 0.5 + 0.01))
+        texts = [captions.caption(scenes.random_scene(rng), rng) for _ in range(walkers)]
+        ids = encode(tokenizer, texts).to(device)
+        noise = torch.randn(walkers, *sampling.latent_shape(), device=device)
+        x, target = walk(look, noise, ids, sigmas, options["substeps"], options["guidance"])
+        level = torch.tensor(sigmas, device=device).repeat_interleave(walkers)[:, None].expand(-1, x.shape[2])
+        parts = list(zip(x.split(options["batch"]), level.split(options["batch"]), target.split(options["batch"]),
+                         ids.repeat(len(sigmas), 1).split(options["batch"])))
+        total = 0.0
+        for part_x, part_level, part_target, part_ids in parts:
+            loss = (run(part_x, part_level.contiguous(), part_ids) - part_target).square().mean() / len(parts)
+            loss.backward()
+            total += loss.item()
+        if step % 4 == 0:
+            latents, given_ids = data.batch(options["batch"])
+            x, level, target, mask = noised(latents, dict(options, given=1.0), rng)
+            (0.5 * masked_loss(run(x, level, given_ids), target, mask)).backward()
+        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        optimiser.step()
+        student.zero_grad(set_to_none=True)
+        step += 1
+        average(ema, student, min(options["ema"], (step + 1) / (step + 10)))
+        losses.append(total)
+        if step % 10 == 0:
+            log.append((step, round(elapsed), sum(losses) / len(losses)))
+            losses = []
+            print(f"step {step} {elapsed:.0f} s loss {log[-1][2]:.4f}", flush=True)
+        if time.time() - last_save > 150:
+            last_save = time.time()
+            save(state_path, model=student, ema=ema, optimiser=optimiser, step=step, spent=elapsed, log=log, shift=shift)
+            torch.save(ema.state_dict(), work / "student.pt")
+    save(state_path, model=student, ema=ema, optimiser=optimiser, step=step, spent=elapsed, log=log, shift=shift)
+    torch.save(ema.state_dict(), work / "student.pt")
+    facts = {"steps": step, "walks": step * walkers, "minutes": elapsed / 60, "guidance": options["guidance"],
+             "substeps": options["substeps"], "sigmas": sigmas, "shift": shift, "shift_db": measured,
+             "loss": [(s, round(value, 4)) for s, _, value in log]}
+    (work / "student.json").write_text(json.dumps(facts))
+    show(ema, tokenizer, autoencoder, REPORTS / "student.png", 1.0, sigmas, device)
+    note(work, f"distillation: finished, {step} steps, {step * walkers} walks, {elapsed / 60:.0f} min, "
+               f"loss {log[-1][2] if log else float('nan'):.4f}")
+
+
+if __name__ == "__main__":
+    main()

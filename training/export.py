@@ -1,0 +1,94 @@
+"""Stage 6: write the directory `kinora pack` takes: model.json, tokenizer.json, weights.safetensors.
+
+    python -m training.export --out DIR [--from student|teacher]
+
+Weights are f32 under the names of the networks: text_encoder.* (transformers),
+transformer.* (diffusers), autoencoder.* (TAEHV).
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from . import captions, presets, sampling, tokenizer as tokenizers
+
+
+def read_json(path):
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def manifest(work, source, tokenizer, sigmas, shift, tensors):
+    video = presets.VIDEO
+    facts = {name: read_json(work / f"{name}.json")
+             for name in ("autoencoder", "decoder", "teacher", "student", "evaluation")}
+    for part in facts.values():
+        part.pop("log", None)
+    weights = sum(t.numel() * 4 for t in tensors.values())
+    largest = max(t.numel() * 4 for t in tensors.values())
+    # the widest activation of the decoder is its last stage: all channels of a frame at half size, four frames
+    activation = 4 * 4 * max(presets.AUTOENCODER["decoder_channels"][2] * 2, 64) * video["width"] * video["height"] // 4
+    text = {"kind": "umt5", "vocab_size": tokenizer.get_vocab_size(), **presets.TEXT_ENCODER,
+            "tokenizer": {"path": "tokenizer.json"}}
+    return {
+        "interface": "kinora-wan-1",
+        "name": "kinora-meadow",
+        "title": "Kinora Meadow",
+        "description": "A small model of balls and cubes that bounce, roll, fall and rise, on five grounds under "
+                       "four skies, trained from nothing on a procedural world.",
+        "license": "CC0-1.0 (weights)",
+        "text_encoder": text,
+        "transformer": {"kind": "wan", **presets.TRANSFORMER},
+        "autoencoder": presets.AUTOENCODER,
+        "sampler": {"sigmas": [round(s, 6) for s in sigmas], "shift": 1.0, "step": "euler", "timestep_scale": 1000.0},
+        "video": {"fps": video["fps"], "sizes": [{"width": video["width"], "height": video["height"],
+                                                   "frames": [video["frames"]]}]},
+        "vocabulary": json.loads((work / "vocabulary.json").read_text()),
+        "examples": list(captions.EXAMPLES),
+        "requires": {"features": [], "max_buffer_size": max(largest, activation, 16 * 2 ** 20),
+                     "max_storage_buffer_binding_size": max(largest, activation, 16 * 2 ** 20),
+                     "memory_bytes": 2 * weights + 16 * activation},
+        "training": {"weights": source, "sigma_shift": shift, "dtype": "f32",
+                     "data": "procedural world of this repository (training/world.py)", **facts},
+    }
+
+
+def tensors_of(work, source):
+    model = torch.load(work / f"{source}.pt", map_location="cpu")
+    out = {}
+    for name, value in model.items():
+        # transformers ties this one to text_encoder.shared.weight
+        if name != "text_encoder.encoder.embed_tokens.weight":
+            out[name] = value.float().contiguous().clone()
+    for name, value in torch.load(work / "autoencoder.pt", map_location="cpu").items():
+        out[f"autoencoder.{name}"] = value.float().contiguous().clone()
+    return out
+
+
+def main():
+    parser = presets.arguments("export", __doc__)
+    parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--from", dest="source", choices=("student", "teacher"), default="student")
+    parser.add_argument("--shift", type=float, help="sigma shift of an undistilled export")
+    args = parser.parse_args()
+    work = presets.work_dir(args.work)
+    tokenizer = tokenizers.load(work)
+    if args.source == "student":
+        facts = read_json(work / "student.json")
+        sigmas, shift = facts["sigmas"], facts["shift"]
+    else:
+        shift = args.shift or 3.0
+        sigmas = sampling.schedule(presets.PRESETS[args.preset]["distill"]["steps"], shift)
+    tensors = tensors_of(work, args.source)
+    args.out.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, args.out / "weights.safetensors")
+    shutil.copy(work / "tokenizer.json", args.out / "tokenizer.json")
+    text = json.dumps(manifest(work, args.source, tokenizer, sigmas, shift, tensors), indent=1, ensure_ascii=False)
+    (args.out / "model.json").write_text(text + "\n", encoding="utf-8")
+    print(f"{len(tensors)} tensors, {sum(t.numel() for t in tensors.values()) / 1e6:.2f} M parameters -> {args.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""Stage 1: train the autoencoder on crops of rendered clips.
+
+    python -m training.train_autoencoder [--preset cpu] [--minutes 20]
+
+Loss: L1 + L2 + the L1 of picture gradients. During training the latents pass an
+affine-free batch normalisation; at the end its exact statistics over whole clips
+are folded into the last encoder convolution. Writes autoencoder.pt and
+autoencoder.json (PSNR in dB on held-out scenes) into the work folder; resumes
+from autoencoder-state.pt.
+"""
+
+import json
+import random
+import time
+
+import torch
+import torch.nn.functional as F
+
+from . import presets, scenes, world
+from .autoencoder import Autoencoder, psnr
+from .optim import Muon, groups
+from .progress import note
+
+
+class Pool:
+    """Rendered clips as bytes, replaced little by little."""
+
+    def __init__(self, size, seed, device, eager, batch=8):
+        self.rng = random.Random(seed)
+        self.device, self.eager, self.batch = device, eager, batch
+        self.clips, self.cursor, self.rendered = [], 0, 0
+        while len(self.clips) < size:
+            self.clips += self._render()
+        self.clips = torch.stack(self.clips)
+
+    def _render(self):
+        batch = [scenes.random_scene(self.rng) for _ in range(self.batch)]
+        clips = world.render(batch, presets.VIDEO["width"], presets.VIDEO["height"], presets.VIDEO["frames"],
+                             self.device, self.eager)
+        self.rendered += len(batch)
+        return list((clips * 255).round().byte())
+
+    def refresh(self):
+        for clip in self._render():
+            self.clips[self.cursor % len(self.clips)] = clip
+            self.cursor += 1
+
+    def crops(self, count, size, frames):
+        out = []
+        for _ in range(count):
+            clip = self.clips[self.rng.randrange(len(self.clips))]
+            t = self.rng.randrange(clip.shape[0] - frames + 1)
+            y = 2 * self.rng.randrange((clip.shape[2] - size) // 2 + 1)
+            x = 2 * self.rng.randrange((clip.shape[3] - size) // 2 + 1)
+            out.append(clip[t:t + frames, :, y:y + size, x:x + size])
+        return torch.stack(out).float() / 255
+
+
+def gradients(x):
+    return x[..., 1:, :] - x[..., :-1, :], x[..., 1:] - x[..., :-1]
+
+
+def reconstruction_loss(out, target):
+    loss = (out - target).abs().mean() + 2.0 * (out - target).square().mean()
+    for a, b in zip(gradients(out), gradients(target)):
+        loss = loss + 0.5 * (a - b).abs().mean()
+    return loss
+
+
+def normalise(latents, statistics, momentum=0.05, train=True):
+    """Batch normalisation over clips, frames and positions, without scale and shift."""
+    if train:
+        mean, var = latents.mean((0, 2, 3, 4)), latents.var((0, 2, 3, 4))
+        with torch.no_grad():
+            statistics["mean"].lerp_(mean, momentum)
+            statistics["var"].lerp_(var, momentum)
+    else:
+        mean, var = statistics["mean"], statistics["var"]
+    return (latents - mean[:, None, None, None]) * torch.rsqrt(var + 1e-4)[:, None, None, None]
+
+
+@torch.no_grad()
+def evaluate(model, statistics, clips):
+    out = torch.cat([model.decode(normalise(model.encode(c[None]), statistics, train=False)) for c in clips])
+    return psnr(out, clips), out
+
+
+def main():
+    parser = presets.arguments("autoencoder", __doc__)
+    args = parser.parse_args()
+    options, work = presets.settings(args), presets.work_dir(args.work)
+    device = options["device"]
+    torch.manual_seed(options["seed"])
+    model = Autoencoder(presets.AUTOENCODER).to(device)
+    model.to(memory_format=torch.channels_last)
+    model.channels_last = True
+    optimiser = Muon(groups(model.named_parameters(), lambda n, p: False, options["lr"], options["lr"]))
+    channels = presets.AUTOENCODER["latent_channels"]
+    statistics = {"mean": torch.zeros(channels, device=device), "var": torch.ones(channels, device=device)}
+    step, spent, seen = 0, 0.0, 0
+    log = []
+    state_path = work / "autoencoder-state.pt"
+    if state_path.exists():
+        state = torch.load(state_path, map_location=device)
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        statistics, step, spent, seen, log = (state[k] for k in ("statistics", "step", "spent", "seen", "log"))
+        print(f"resumed at step {step}", flush=True)
+
+    rng = random.Random(options["seed"] + 1)
+    held = [scenes.random_scene(rng, allow_held_out=True) for _ in range(16)]
+    held = torch.cat([world.render(held[i:i + 8], presets.VIDEO["width"], presets.VIDEO["height"],
+                                   presets.VIDEO["frames"], device, args.eager) for i in (0, 8)])
+    pool = Pool(options["pool"], options["seed"] + 2 + step, device, args.eager)
+    budget = options["minutes"] * 60
+    note(work, f"autoencoder: training starts at step {step}")
+    start, last_save, losses = time.time(), time.time(), []
+    while True:
+        elapsed = spent + time.time() - start
+        done = elapsed / budget
+        if done >= 1:
+            break
+        # warm-up, flat, then a linear fall over the last 40 %
+        optimiser.set_scale(min(1.0, (step + 1) / 40, max(1.0 - done, 0.0) / 0.4 + 0.01))
+        # small crops first, larger and longer ones in the second half
+        late = done > 0.6
+        size = options["crop"] * 4 // 3 if late else options["crop"]
+        frames = min(options["frames"] + 4, presets.VIDEO["frames"]) if late else options["frames"]
+        size, count = min(size, presets.VIDEO["height"]), options["batch"] // 2 if late else options["batch"]
+        video = pool.crops(count, size, frames).to(device)
+        latents = normalise(model.encode(video), statistics)
+        strength = 0.12 * torch.rand(len(video), 1, 1, 1, 1, device=device)
+        out = model.decode(latents + strength * torch.randn_like(latents))
+        loss = reconstruction_loss(out, video)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        model.zero_grad(set_to_none=True)
+        step, seen = step + 1, seen + count
+        losses.append(loss.item())
+        if step % 20 == 0:
+            pool.refresh()
+        if step % 100 == 0:
+            quality, _ = evaluate(model, statistics, held[:4])
+            log.append((step, round(elapsed), sum(losses) / len(losses), quality))
+            print(f"step {step} {elapsed:.0f} s loss {log[-1][2]:.4f} held-out {quality:.2f} dB", flush=True)
+            losses = []
+        if time.time() - last_save > 150:
+            last_save = time.time()
+            save(state_path, model, optimiser, statistics, step, elapsed, seen, log)
+    save(state_path, model, optimiser, statistics, step, elapsed, seen, log)
+    finish(model, pool, statistics, held, work, {"steps": step, "crops": seen, "minutes": elapsed / 60,
+                                                 "seed": options["seed"], "log": log[-1:]})
+
+
+def save(path, model, optimiser, statistics, step, spent, seen, log):
+    temporary = path.with_suffix(".tmp")
+    torch.save({"model": model.state_dict(), "optimiser": optimiser.state_dict(), "statistics": statistics,
+                "step": step, "spent": spent, "seen": seen, "log": log}, temporary)
+    temporary.replace(path)
+
+
+@torch.no_grad()
+def finish(model, pool, statistics, held, work, facts):
+    """Replace the running statistics by those of whole clips, fold them, measure and write the result."""
+    latents = torch.cat([model.encode(c[None].to(held.device).float() / 255) for c in pool.clips[:96]])
+    mean, std = latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4))
+    model.fold_normalisation(mean, std)
+    out = torch.cat([model.decode(model.encode(c[None])) for c in held])
+    facts["psnr_db"] = round(psnr(out, held), 2)
+    torch.save(model.state_dict(), work / "autoencoder.pt")
+    (work / "autoencoder.json").write_text(json.dumps(facts))
+    from .sheet import contact_sheet
+    rows = [torch.cat([held[i], out[i].clamp(0, 1)], 2) for i in range(6)]
+    contact_sheet(rows, [""] * 6, presets_reports() / "autoencoder.png", [0, 4, 8, 12, 16])
+    note(work, f"autoencoder: finished, {facts['steps']} steps, {facts['minutes']:.0f} min, "
+               f"held-out {facts['psnr_db']} dB")
+
+
+def presets_reports():
+    from pathlib import Path
+    return Path(__file__).parent / "reports"
+
+
+if __name__ == "__main__":
+    main()

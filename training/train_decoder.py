@@ -1,0 +1,117 @@
+"""Stage 1b: go on training the decoder alone, on whole clips, behind the frozen encoder.
+
+    python -m training.train_decoder [--preset cpu] [--minutes 30]
+
+The latents do not change, so this may run beside the later stages. Latents get
+a little noise, which prepares the decoder for those the denoiser will make.
+Overwrites autoencoder.pt (moving average of the decoder) every few minutes and
+resumes from decoder-state.pt.
+"""
+
+import copy
+import json
+import random
+import time
+
+import torch
+
+from . import presets, scenes, world
+from .autoencoder import psnr
+from .make_latents import load_autoencoder
+from .optim import Muon, groups
+from .progress import note
+from .sheet import contact_sheet
+from .train_autoencoder import presets_reports, reconstruction_loss
+from .train_teacher import average, save
+
+
+def main():
+    args = presets.arguments("decoder", __doc__).parse_args()
+    options, work = presets.settings(args), presets.work_dir(args.work)
+    device, video = options["device"], presets.VIDEO
+    torch.manual_seed(options["seed"] + 50)
+    rng = random.Random(options["seed"] + 51)
+    model = load_autoencoder(work, device)
+    decoder = model.decoder.requires_grad_(True)
+    ema = copy.deepcopy(model).requires_grad_(False)
+    optimiser = Muon(groups(decoder.named_parameters(), lambda n, p: False, options["lr"], options["lr"]))
+    step, spent = 0, 0.0
+    state_path = work / "decoder-state.pt"
+    if state_path.exists():
+        state = torch.load(state_path, map_location=device)
+        model.load_state_dict(state["model"])
+        ema.load_state_dict(state["ema"])
+        optimiser.load_state_dict(state["optimiser"])
+        step, spent = state["step"], state["spent"]
+        rng = random.Random(options["seed"] + 51 + step)
+
+    def render(count, **kind):
+        batch = [scenes.random_scene(rng, **kind) for _ in range(count)]
+        return world.render(batch, video["width"], video["height"], video["frames"], device, args.eager)
+
+    pool = []
+
+    @torch.no_grad()
+    def refill(keep):
+        clips = render(8)
+        pool.extend(zip((clips * 255).round().byte(), model.encode(clips)))
+        del pool[:max(0, len(pool) - keep)]
+
+    held_rng, rng = rng, random.Random(1234)
+    held = render(8, allow_held_out=True)
+    rng = held_rng
+    with torch.no_grad():
+        held_latents = model.encode(held)
+    while len(pool) < options["pool"]:
+        refill(options["pool"])
+    budget = options["minutes"] * 60
+    note(work, f"decoder: training starts at step {step}")
+    start = last_save = time.time()
+    losses, quality = [], float("nan")
+    while True:
+        elapsed = spent + time.time() - start
+        done = elapsed / budget
+        if done >= 1:
+            break
+        optimiser.set_scale(min((step + 1) / 30, 1.0, max(1.0 - done, 0.0) / 0.5 + 0.01))
+        clips, latents = zip(*(pool[rng.randrange(len(pool))] for _ in range(options["batch"])))
+        target, latents = torch.stack(clips).float() / 255, torch.stack(latents)
+        strength = 0.12 * torch.rand(len(latents), 1, 1, 1, 1, device=device)
+        loss = reconstruction_loss(model.decode(latents + strength * torch.randn_like(latents)), target)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
+        optimiser.step()
+        model.zero_grad(set_to_none=True)
+        step += 1
+        average(ema, model, min(0.99, (step + 1) / (step + 10)))
+        losses.append(loss.item())
+        if step % 16 == 0:
+            refill(options["pool"])
+        if step % 100 == 0:
+            with torch.no_grad():
+                quality = psnr(torch.cat([ema.decode(z[None]) for z in held_latents]), held)
+            print(f"step {step} {elapsed:.0f} s loss {sum(losses) / len(losses):.4f} held-out {quality:.2f} dB", flush=True)
+            losses = []
+        if time.time() - last_save > 150:
+            last_save = time.time()
+            save(state_path, model=model, ema=ema, optimiser=optimiser, step=step, spent=elapsed)
+            save_model(ema, work)
+    save(state_path, model=model, ema=ema, optimiser=optimiser, step=step, spent=elapsed)
+    save_model(ema, work)
+    with torch.no_grad():
+        out = torch.cat([ema.decode(z[None]) for z in held_latents])
+    facts = {"steps": step, "minutes": elapsed / 60, "psnr_db": round(psnr(out, held), 2)}
+    (work / "decoder.json").write_text(json.dumps(facts))
+    rows = [torch.cat([held[i], out[i].clamp(0, 1)], 2) for i in range(6)]
+    contact_sheet(rows, [""] * 6, presets_reports() / "autoencoder.png", [0, 4, 8, 12, 16])
+    note(work, f"decoder: finished, {step} steps, {elapsed / 60:.0f} min, held-out {facts['psnr_db']} dB")
+
+
+def save_model(model, work):
+    temporary = work / "autoencoder.tmp"
+    torch.save(model.state_dict(), temporary)
+    temporary.replace(work / "autoencoder.pt")
+
+
+if __name__ == "__main__":
+    main()

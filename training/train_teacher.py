@@ -1,0 +1,149 @@
+"""Stage 4: train the text encoder and the denoiser together on cached latents.
+
+    python -m training.train_teacher [--preset cpu] [--minutes 45]
+
+Flow matching: x_s = (1 - s) x0 + s eps, the network predicts eps - x0. A share
+of the rows has given frames: those are clean, at sigma 0, and not in the loss.
+10 % of the captions are dropped for guidance. Writes teacher-state.pt (resumable)
+and teacher.pt (moving average of the weights), sheets into reports/.
+"""
+
+import copy
+import json
+import random
+import time
+from pathlib import Path
+
+import torch
+
+from . import captions, presets, sampling, tokenizer as tokenizers
+from .data import LatentData, given_frames, shifted
+from .make_latents import load_autoencoder
+from .model import TextToVideo
+from .optim import Muon, groups
+from .progress import note
+from .sheet import contact_sheet
+
+SHIFT = 3.0  # training sigmas lean towards noise, as sampling does
+REPORTS = Path(__file__).parent / "reports"
+
+
+def is_matrix(name, parameter):
+    """Weights inside the blocks take Muon steps; embeddings, input and output layers AdamW."""
+    return parameter.ndim == 2 and ".block" in "." + name and "relative_attention_bias" not in name
+
+
+def optimiser_for(model, options):
+    return Muon(groups(model.named_parameters(), is_matrix, options["muon_lr"], options["lr"], 0.01))
+
+
+def noised(latents, options, rng):
+    """Noisy latents, their sigmas [B, F], the velocity target and the loss mask [B, 1, F, 1, 1]."""
+    count, frames = latents.shape[0], latents.shape[2]
+    # one draw per stratum keeps the loss of a small batch steady
+    u = (torch.arange(count) + torch.rand(count)) / count
+    sigmas = shifted(u[torch.randperm(count)], SHIFT)[:, None].expand(count, frames).clone().to(latents.device)
+    given = given_frames(count, frames, options["given"], rng).to(latents.device)
+    sigmas[given] = 0.0
+    noise = torch.randn_like(latents)
+    level = sigmas[:, None, :, None, None]
+    mask = (~given).float()[:, None, :, None, None]
+    return (1 - level) * latents + level * noise, sigmas, noise - latents, mask
+
+
+def masked_loss(prediction, target, mask):
+    error = ((prediction - target).square() * mask).mean((1, 2, 3, 4)) / mask.mean((1, 2, 3, 4))
+    return error.mean()
+
+
+@torch.no_grad()
+def average(ema, model, decay):
+    torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
+
+
+def save(path, **state):
+    temporary = path.with_suffix(".tmp")
+    torch.save({key: value.state_dict() if hasattr(value, "state_dict") else value
+                for key, value in state.items()}, temporary)
+    temporary.replace(path)
+
+
+@torch.no_grad()
+def show(model, tokenizer, autoencoder, path, guidance, sigmas, device, prompts=None):
+    prompts = prompts or list(captions.EXAMPLES)
+    latents = sampling.sample(model, tokenizer, prompts, list(range(len(prompts))), sigmas, guidance, device)
+    clips = torch.cat([autoencoder.decode(z[None]) for z in latents])
+    contact_sheet(clips, prompts, path)
+    return clips
+
+
+def main():
+    args = presets.arguments("teacher", __doc__).parse_args()
+    options, work = presets.settings(args), presets.work_dir(args.work)
+    device = options["device"]
+    torch.manual_seed(options["seed"])
+    tokenizer = tokenizers.load(work)
+    model = TextToVideo(tokenizer.get_vocab_size()).to(device)
+    ema = copy.deepcopy(model).requires_grad_(False)
+    optimiser = optimiser_for(model, options)
+    step, spent, log = 0, 0.0, []
+    state_path = work / "teacher-state.pt"
+    if state_path.exists():
+        state = torch.load(state_path, map_location=device)
+        model.load_state_dict(state["model"])
+        ema.load_state_dict(state["ema"])
+        optimiser.load_state_dict(state["optimiser"])
+        step, spent, log = state["step"], state["spent"], state["log"]
+    data = LatentData(work, tokenizer, options["seed"] + step, device)
+    rng = random.Random(options["seed"] + 5 + step)
+    torch.manual_seed(options["seed"] + step)
+    autoencoder = load_autoencoder(work, device)
+    run = model if args.eager else torch.compile(model)
+    budget = options["minutes"] * 60
+    note(work, f"teacher: training starts at step {step} with {len(data)} clips, "
+               f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters")
+    start = last_save = time.time()
+    sheets = int(spent // 480)
+    losses = []
+    while True:
+        elapsed = spent + time.time() - start
+        done = elapsed / budget
+        if done >= 1:
+            break
+        optimiser.set_scale(min((step + 1) / 60, 1.0, max(1.0 - done, 0.0) / 0.35 + 0.01))
+        latents, ids = data.batch(options["batch"])
+        x, sigmas, target, mask = noised(latents, options, rng)
+        loss = masked_loss(run(x, sigmas, ids), target, mask)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        model.zero_grad(set_to_none=True)
+        step += 1
+        average(ema, model, min(options["ema"], (step + 1) / (step + 10)))
+        losses.append(loss.item())
+        if step % 50 == 0:
+            log.append((step, round(elapsed), sum(losses) / len(losses)))
+            losses = []
+            print(f"step {step} {elapsed:.0f} s loss {log[-1][2]:.4f} clips {len(data)}", flush=True)
+            data.refresh()
+        if time.time() - last_save > 180:
+            last_save = time.time()
+            save(state_path, model=model, ema=ema, optimiser=optimiser, step=step, spent=elapsed, log=log)
+            torch.save(ema.state_dict(), work / "teacher.pt")
+        if elapsed // 480 > sheets:
+            sheets = int(elapsed // 480)
+            show(ema, tokenizer, autoencoder, work / f"teacher-{sheets:02d}.png", 3.0,
+                 sampling.schedule(8, SHIFT), device)
+    save(state_path, model=model, ema=ema, optimiser=optimiser, step=step, spent=elapsed, log=log)
+    torch.save(ema.state_dict(), work / "teacher.pt")
+    facts = {"steps": step, "batch": options["batch"], "clips_seen": step * options["batch"],
+             "cached_clips": len(data), "minutes": elapsed / 60, "seed": options["seed"],
+             "loss": [(s, round(value, 4)) for s, _, value in log]}
+    (work / "teacher.json").write_text(json.dumps(facts))
+    show(ema, tokenizer, autoencoder, REPORTS / "teacher.png", 3.0, sampling.schedule(16, SHIFT), device)
+    note(work, f"teacher: finished, {step} steps of {options['batch']}, {elapsed / 60:.0f} min, "
+               f"loss {log[-1][2] if log else float('nan'):.4f}")
+
+
+if __name__ == "__main__":
+    main()
