@@ -8,7 +8,7 @@ now_ms() { node -e 'console.log(Math.round(performance.timeOrigin + performance.
 time_native() {
     local started
     started=$(now_ms)
-    native_cargo run --quiet -p kinora-cli -- generate --model "$root/model-shards" \
+    "$target_dir/release/kinora" generate --model "$root/model-shards" \
         --prompt "a red ball bounces on green grass" --seed 7 --device "$1" --out "$logs/$1" >"$logs/$1.log" 2>&1 || return 1
     took=$(($(now_ms) - started))
 }

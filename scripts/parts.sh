@@ -1,12 +1,12 @@
 # shellcheck shell=bash
 # Builds the parts: native tools, the engine as wasm, the page. Each is quick when nothing changed.
 
-release=(--release --locked --manifest-path "$root/Cargo.toml")
+pinned=(--locked --manifest-path "$root/Cargo.toml")
 
 native_cargo() {
     local verb=$1
     shift
-    CARGO_TARGET_DIR=$target_dir cargo "$verb" "${release[@]}" "$@"
+    CARGO_TARGET_DIR=$target_dir cargo "$verb" --release "${pinned[@]}" "$@"
 }
 
 build_bindgen() {
@@ -17,11 +17,12 @@ build_bindgen() {
 build_cli() {
     need rust cc
     say "Building the command line"
-    attempt "Building the command line" native_cargo build -p kinora-cli
+    # The whole workspace, as the tests do: another selection unifies features otherwise and builds burn again.
+    attempt "Building the command line" native_cargo build --workspace
 }
 
 wasm_cargo() {
-    local arguments=(build "${release[@]}" -p kinora --lib --target "$wasm_target")
+    local arguments=(build --profile wasm "${pinned[@]}" -p kinora --lib --target "$wasm_target")
     if [[ $wasm_route == debian ]]; then
         RUSTC_BOOTSTRAP=1 RUSTC=/usr/bin/rustc CARGO_TARGET_DIR=$wasm_target_dir \
             CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_LINKER=$wasm_linker \
@@ -38,7 +39,7 @@ build_engine() {
     # .cargo/config.toml, found from the working folder, holds the target's flags.
     cd "$root" || fail "$root cannot be entered."
     attempt "Building the engine for wasm" wasm_cargo
-    local wasm=$wasm_target_dir/$wasm_target/release/kinora.wasm
+    local wasm=$wasm_target_dir/$wasm_target/wasm/kinora.wasm
     local bindgen=$target_dir/release/kinora-bindgen out=$root/web/engine stamp
     stamp=$(hash_tree "$wasm" "$bindgen")
     if [[ $(cat "$out/.stamp" 2>/dev/null) != "$stamp" ]]; then

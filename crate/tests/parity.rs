@@ -103,16 +103,32 @@ fn every_stage_matches_pytorch_in_f32() {
     }
 }
 
-/// Quantizing must change the result (or the test above proves nothing about these formats) and must not wreck it.
+/// The tiny model's weights are exact in f16, so that format must give the same. Quantizing must change the result (or
+/// the test above proves nothing about these formats) and must not wreck it.
 #[test]
-fn quantized_formats_stay_near_f32() {
-    for (format, bound) in [(DType::F16, 2e-3), (DType::Q8, 3e-2), (DType::Q4, 0.35)] {
+fn other_formats_stay_near_f32() {
+    for (format, at_least, at_most) in [(DType::F16, 0.0, TOLERANCE), (DType::Q8, 1e-4, 3e-2), (DType::Q4, 1e-2, 0.35)] {
         let (engine, _dir) = tiny(format);
         let (got, want) = stage(&engine, "denoise", "velocity");
         let error = relative_error(&got, &want);
         println!("{format:?}: relative error {error:.2e}");
-        assert!(error > 1e-5 && error < bound, "{format:?}: relative error {error:.2e}");
+        assert!(error >= at_least && error < at_most, "{format:?}: relative error {error:.2e}");
     }
+}
+
+/// The browser tests load a packed copy of the tiny model; it must be what packing gives today.
+#[test]
+fn the_committed_packed_model_is_current() {
+    let (_engine, dir) = tiny(DType::F16);
+    let mut names = 0;
+    for entry in std::fs::read_dir(dir.path()).expect("the packed model") {
+        let name = entry.expect("an entry").file_name();
+        let fresh = std::fs::read(dir.path().join(&name)).expect("a packed file");
+        let committed = std::fs::read(goldens().join("tiny-model").join(&name)).unwrap_or_default();
+        assert!(fresh == committed, "{name:?} differs; pack tests/goldens/tiny again with --format f16");
+        names += 1;
+    }
+    assert!(names >= 3);
 }
 
 /// Weights that stay packed in host memory give what weights widened at load give.
