@@ -76,7 +76,12 @@ async fn clip(engine: &Rc<Engine>, request: &GenerateRequest, path: &std::path::
         for rgba in batch.rgba.chunks_exact(frame_bytes) {
             output.add(Picture { width: size.width as usize, height: size.height as usize, rgba: rgba.to_vec() })?;
         }
-        eprintln!("decoded {} of {} frames, {:.2} s", batch.first + batch.count, size.frames, lap.elapsed().as_secs_f64());
+        eprintln!(
+            "decoded {} of {} frames, {:.2} s",
+            batch.first + batch.count,
+            size.frames,
+            lap.elapsed().as_secs_f64()
+        );
         lap = Instant::now();
     }
     output.finish()?;

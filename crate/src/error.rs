@@ -128,7 +128,8 @@ mod tests {
 
     #[test]
     fn messages_carry_the_values_and_the_remedy() {
-        let error = Error::UnsupportedSize { width: 64, height: 32, frames: 5, supported: "128x128 (17 frames)".into() };
+        let error =
+            Error::UnsupportedSize { width: 64, height: 32, frames: 5, supported: "128x128 (17 frames)".into() };
         let text = error.to_string();
         assert!(text.contains("5 frames of 64x32") && text.contains("128x128 (17 frames)"), "{text}");
         assert_eq!(error.code(), "unsupported-size");

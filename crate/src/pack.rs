@@ -15,7 +15,9 @@ use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
 use crate::model::layout::{self, Expected, Role};
-use crate::model::manifest::{DType, MAX_SHARD_BYTES, Manifest, SCHEMA_VERSION, TENSOR_ALIGNMENT, TensorInfo, TensorPart};
+use crate::model::manifest::{
+    DType, MAX_SHARD_BYTES, Manifest, SCHEMA_VERSION, TENSOR_ALIGNMENT, TensorInfo, TensorPart,
+};
 use crate::model::shards::{named, sha256_hex};
 use crate::model::{quant, validate};
 
@@ -147,7 +149,8 @@ fn read_model(export: &Export<'_>) -> Result<Value> {
 }
 
 fn typed(model: &Value) -> Result<Manifest> {
-    serde::Deserialize::deserialize(model).map_err(|error: serde_json::Error| Error::Manifest(format!("model.json: {error}")))
+    serde::Deserialize::deserialize(model)
+        .map_err(|error: serde_json::Error| Error::Manifest(format!("model.json: {error}")))
 }
 
 fn to_json(value: &impl serde::Serialize) -> Result<Value> {

@@ -1,6 +1,6 @@
 //! A manifest is believed in nothing: every way to be wrong has its typed error, and no input makes the reader panic.
 
-mod common;
+mod toy;
 
 use std::sync::LazyLock;
 
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 #[test]
 fn a_right_manifest_is_read() {
-    let manifest = Manifest::parse(&common::manifest().to_string()).unwrap();
+    let manifest = Manifest::parse(&toy::manifest().to_string()).unwrap();
     assert_eq!(manifest.latent_shape(64, 32, 9), [8, 3, 2, 4]);
     assert_eq!(manifest.latent_shape(64, 32, 5), [8, 2, 2, 4]);
     assert_eq!(manifest.default_size().to_string(), "64x32 (9 frames)");
@@ -23,7 +23,7 @@ fn a_right_manifest_is_read() {
 
 #[test]
 fn sizes_are_found_or_all_of_them_named() {
-    let manifest = Manifest::parse(&common::manifest().to_string()).unwrap();
+    let manifest = Manifest::parse(&toy::manifest().to_string()).unwrap();
     assert_eq!(manifest.find_size(None, None, None).unwrap().frames, 9);
     assert_eq!(manifest.find_size(Some(64), None, Some(5)).unwrap().frames, 5);
     for (width, height, frames) in [(Some(65), None, None), (None, Some(64), None), (None, None, Some(17))] {
@@ -88,7 +88,22 @@ fn hostile() -> Vec<(String, Value, &'static str, &'static str)> {
     add("/video/sizes/0/frames", json!([5, 5]), "manifest", "twice");
     add("/video/sizes/0/frames", json!([4097]), "manifest", "tokens along time");
     for path in [
-        "", "/x", "../x", "a/../x", "a//x", "./x", "a/", "https://x/y", "//x/y", "x?y", "x#y", "a\\x", "C:x", "x%2e", "x y", "x\0",
+        "",
+        "/x",
+        "../x",
+        "a/../x",
+        "a//x",
+        "./x",
+        "a/",
+        "https://x/y",
+        "//x/y",
+        "x?y",
+        "x#y",
+        "a\\x",
+        "C:x",
+        "x%2e",
+        "x y",
+        "x\0",
     ] {
         add("/shards/0/path", json!(path), "manifest", "path");
         add("/text_encoder/tokenizer/path", json!(path), "manifest", "path");
@@ -123,11 +138,16 @@ fn hostile() -> Vec<(String, Value, &'static str, &'static str)> {
     tensor("/parts/0/shard", json!(2), "does not exist");
     tensor("/parts/0/shard", json!(u64::MAX), "");
     tensor("/parts/0/offset", json!(u64::MAX - 15), "has 4096 bytes from");
+    tensor("/parts/0/offset", json!(1 << 20), "has 4096 bytes from 1048576 on, shard 0 has");
     tensor("/parts/0/offset", json!(8), "not at a multiple of 16");
     tensor("/parts/0/bytes", json!(0), "has 0 bytes from");
     tensor("/parts/0/bytes", json!(u64::MAX), "bytes from");
     tensor("/parts/0", json!({"shard": 0, "offset": 0, "bytes": 4096}), "overlap");
-    tensor("/parts", json!([{"shard": 0, "offset": 0, "bytes": 2048}, {"shard": 0, "offset": 4096, "bytes": 2048}]), "later");
+    tensor(
+        "/parts",
+        json!([{"shard": 0, "offset": 0, "bytes": 2048}, {"shard": 0, "offset": 4096, "bytes": 2048}]),
+        "later",
+    );
     tensor("", json!({"dtype": "q8", "group": 48, "shape": [32, 48], "parts": []}), "group of 32 or 64");
     tensor("", json!({"dtype": "q4", "group": 64, "shape": [32, 32], "parts": []}), "do not divide");
     tensor("", json!({"dtype": "q4", "group": 0, "shape": [32, 32], "parts": []}), "group of 32 or 64");
@@ -137,7 +157,7 @@ fn hostile() -> Vec<(String, Value, &'static str, &'static str)> {
 
 #[test]
 fn every_way_to_be_wrong_has_its_error() {
-    let right = common::manifest();
+    let right = toy::manifest();
     for (at, value, code, says) in hostile() {
         let mut wrong = right.clone();
         match wrong.pointer_mut(&at) {
@@ -154,8 +174,19 @@ fn every_way_to_be_wrong_has_its_error() {
 }
 
 #[test]
+fn the_last_byte_of_a_tensor_must_lie_in_its_shard() {
+    for shard in [0, 1] {
+        let mut wrong = toy::manifest();
+        let bytes = wrong["shards"][shard]["bytes"].as_u64().unwrap();
+        wrong["shards"][shard]["bytes"] = json!(bytes - 1);
+        let error = Manifest::parse(&wrong.to_string()).unwrap_err();
+        assert!(error.to_string().contains(&format!("shard {shard} has {}", bytes - 1)), "{error}");
+    }
+}
+
+#[test]
 fn no_field_may_be_missing() {
-    let right = common::manifest();
+    let right = toy::manifest();
     for section in ["", "/text_encoder", "/transformer", "/autoencoder", "/sampler", "/video", "/shards/0"] {
         for field in right.pointer(section).unwrap().as_object().unwrap().keys() {
             let mut wrong = right.clone();
@@ -169,7 +200,7 @@ fn no_field_may_be_missing() {
 
 #[test]
 fn a_tensor_may_not_be_there_twice() {
-    let text = common::manifest().to_string();
+    let text = toy::manifest().to_string();
     let key = format!("\"{BIAS}\":");
     let at = text.find(&key).unwrap();
     let end = text[at..].find("]}").unwrap() + 2;
@@ -181,14 +212,14 @@ fn a_tensor_may_not_be_there_twice() {
 
 #[test]
 fn a_manifest_that_is_too_long_is_not_parsed() {
-    let long = format!("{}{}", common::manifest(), " ".repeat(MAX_MANIFEST_BYTES));
+    let long = format!("{}{}", toy::manifest(), " ".repeat(MAX_MANIFEST_BYTES));
     let error = Manifest::parse(&long).unwrap_err();
     assert!(error.to_string().contains("4194304"), "{error}");
 }
 
 #[test]
 fn deep_nesting_is_an_error_and_no_stack_overflow() {
-    let mut text = common::manifest().to_string();
+    let mut text = toy::manifest().to_string();
     let deep = "[".repeat(100_000);
     text = text.replace("{\"steps\":3}", &deep);
     assert_eq!(Manifest::parse(&text).unwrap_err().code(), "manifest");
@@ -196,12 +227,12 @@ fn deep_nesting_is_an_error_and_no_stack_overflow() {
 
 #[test]
 fn the_layout_is_that_of_the_taew2_1_file() {
-    let mut model = common::model();
+    let mut model = toy::model();
     model["autoencoder"]["patch_size"] = json!(1);
     model["autoencoder"]["latent_channels"] = json!(16);
     model["autoencoder"]["encoder_channels"] = json!([64, 64, 64, 64]);
     model["autoencoder"]["decoder_channels"] = json!([256, 128, 64, 64]);
-    let expected = layout::expected(&common::config(&model));
+    let expected = layout::expected(&toy::config(&model));
     let auto: Vec<_> = expected.iter().filter(|tensor| tensor.name.starts_with("autoencoder.")).collect();
     // 11.32 million parameters, as the published file has.
     let parameters: usize = auto.iter().map(|tensor| tensor.shape.iter().product::<usize>()).sum();
@@ -267,7 +298,7 @@ fn pointers(value: &Value, at: &str, out: &mut Vec<String>) {
     }
 }
 
-static MANIFEST: LazyLock<Value> = LazyLock::new(common::manifest);
+static MANIFEST: LazyLock<Value> = LazyLock::new(toy::manifest);
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]

@@ -1,17 +1,17 @@
 //! Packing: order, formats, refusals, and nothing half-written.
 
-mod common;
+mod toy;
 
 use std::fs;
 use std::path::Path;
 
-use common::{Folder, files, pack_weights};
 use half::{bf16, f16};
 use kinora::model::layout;
 use kinora::model::manifest::DType;
 use kinora::model::shards::{RawTensor, ShardAssembler};
 use kinora::pack::{Export, PackOptions, inspect, pack, read_manifest, verify};
 use safetensors::tensor::Dtype;
+use toy::{Folder, files, pack_weights};
 
 fn options(format: DType) -> PackOptions {
     PackOptions { format, ..PackOptions::default() }
@@ -27,7 +27,7 @@ fn tensors(folder: &Path) -> Vec<RawTensor> {
 #[test]
 fn tensors_lie_in_order_of_first_use_and_aligned() {
     let folder = Folder::new();
-    let weights = common::safetensors(&common::weights(&common::model()));
+    let weights = toy::safetensors(&toy::weights(&toy::model()));
     pack_weights(&weights, &folder.0, &PackOptions { shard_bytes: 8192, ..options(DType::Q8) }).unwrap();
     let manifest = read_manifest(&folder.0).unwrap();
     let mut found: Vec<_> = manifest.tensors.iter().map(|(name, info)| (info.parts[0], name.clone())).collect();
@@ -69,7 +69,7 @@ fn tensors_lie_in_order_of_first_use_and_aligned() {
 fn only_matrices_of_the_blocks_are_quantized() {
     for (format, group) in [(DType::Q8, 32), (DType::Q4, 32), (DType::Q4, 64)] {
         let folder = Folder::new();
-        let weights = common::safetensors(&common::weights(&common::model()));
+        let weights = toy::safetensors(&toy::weights(&toy::model()));
         pack_weights(&weights, &folder.0, &PackOptions { format, group, ..PackOptions::default() }).unwrap();
         let manifest = read_manifest(&folder.0).unwrap();
         let dtype = |name: &str| manifest.tensors[name].dtype;
@@ -103,8 +103,8 @@ fn only_matrices_of_the_blocks_are_quantized() {
 
 #[test]
 fn values_survive_in_every_format() {
-    let source = common::weights(&common::model());
-    let weights = common::safetensors(&source);
+    let source = toy::weights(&toy::model());
+    let weights = toy::safetensors(&source);
     for (format, bound) in [(DType::F32, 0.0), (DType::F16, 5e-4), (DType::Q8, 4.1e-3), (DType::Q4, 0.2)] {
         let folder = Folder::new();
         let packed = pack_weights(&weights, &folder.0, &options(format)).unwrap();
@@ -126,13 +126,13 @@ fn values_survive_in_every_format() {
 
 #[test]
 fn half_precision_sources_are_read() {
-    let source = common::weights(&common::model());
+    let source = toy::weights(&toy::model());
     let half = |values: &[f32]| values.iter().flat_map(|&value| f16::from_f32(value).to_le_bytes()).collect();
     let brain = |values: &[f32]| values.iter().flat_map(|&value| bf16::from_f32(value).to_le_bytes()).collect();
     let name = "transformer.blocks.0.attn1.to_q.weight";
     for (bytes, rounded) in [
-        (common::safetensors_of(&source, Dtype::F16, half), f16::from_f32(source[name].1[5]).to_f32()),
-        (common::safetensors_of(&source, Dtype::BF16, brain), bf16::from_f32(source[name].1[5]).to_f32()),
+        (toy::safetensors_of(&source, Dtype::F16, half), f16::from_f32(source[name].1[5]).to_f32()),
+        (toy::safetensors_of(&source, Dtype::BF16, brain), bf16::from_f32(source[name].1[5]).to_f32()),
     ] {
         let folder = Folder::new();
         pack_weights(&bytes, &folder.0, &options(DType::F32)).unwrap();
@@ -144,7 +144,7 @@ fn half_precision_sources_are_read() {
 
 #[test]
 fn wrong_weights_are_refused_by_name_and_leave_nothing() {
-    let good = common::weights(&common::model());
+    let good = toy::weights(&toy::model());
     let mut nan = good.clone();
     nan.get_mut("transformer.blocks.10.ffn.net.2.bias").unwrap().1[1] = f32::NAN;
     let mut infinite = good.clone();
@@ -171,7 +171,7 @@ fn wrong_weights_are_refused_by_name_and_leave_nothing() {
     ];
     for (weights, says) in cases {
         let folder = Folder::new();
-        let error = pack_weights(&common::safetensors(&weights), &folder.0, &options(DType::Q8)).unwrap_err();
+        let error = pack_weights(&toy::safetensors(&weights), &folder.0, &options(DType::Q8)).unwrap_err();
         assert_eq!(error.code(), "tensor");
         for text in says {
             assert!(error.to_string().contains(text), "{error}");
@@ -182,13 +182,13 @@ fn wrong_weights_are_refused_by_name_and_leave_nothing() {
 
 #[test]
 fn integers_and_broken_files_are_refused() {
-    let source = common::weights(&common::model());
+    let source = toy::weights(&toy::model());
     let folder = Folder::new();
     let integers = |values: &[f32]| values.iter().flat_map(|&value| (value as i32).to_le_bytes()).collect();
-    let bytes = common::safetensors_of(&source, Dtype::I32, integers);
+    let bytes = toy::safetensors_of(&source, Dtype::I32, integers);
     let error = pack_weights(&bytes, &folder.0, &options(DType::F16)).unwrap_err();
     assert!(error.to_string().contains("must be F32, F16 or BF16"), "{error}");
-    let good = common::safetensors(&source);
+    let good = toy::safetensors(&source);
     for broken in [&good[..good.len() - 1], &good[..100], &[][..], b"version https://git-lfs.github.com/spec/v1"] {
         assert_eq!(pack_weights(broken, &folder.0, &options(DType::F16)).unwrap_err().code(), "tensor");
     }
@@ -200,12 +200,12 @@ fn integers_and_broken_files_are_refused() {
 #[test]
 fn a_failed_pack_leaves_the_model_that_was_there() {
     let folder = Folder::new();
-    let mut weights = common::weights(&common::model());
-    pack_weights(&common::safetensors(&weights), &folder.0, &options(DType::F16)).unwrap();
+    let mut weights = toy::weights(&toy::model());
+    pack_weights(&toy::safetensors(&weights), &folder.0, &options(DType::F16)).unwrap();
     let before = files(&folder.0);
     // The very last tensor: everything before it has been written by then.
     weights.get_mut("autoencoder.encoder.17.bias").unwrap().1[0] = f32::NAN;
-    assert!(pack_weights(&common::safetensors(&weights), &folder.0, &options(DType::Q4)).is_err());
+    assert!(pack_weights(&toy::safetensors(&weights), &folder.0, &options(DType::Q4)).is_err());
     assert_eq!(files(&folder.0), before);
     assert_eq!(verify(&folder.0).unwrap().problem(), None);
     assert!(read_manifest(&folder.0).unwrap().tensors.values().all(|info| info.dtype == DType::F16));
@@ -214,7 +214,7 @@ fn a_failed_pack_leaves_the_model_that_was_there() {
 #[test]
 fn a_new_pack_replaces_the_old_one_and_nothing_else() {
     let folder = Folder::new();
-    let weights = common::safetensors(&common::weights(&common::model()));
+    let weights = toy::safetensors(&toy::weights(&toy::model()));
     fs::write(folder.0.join("toy-notes.bin"), "mine").unwrap();
     pack_weights(&weights, &folder.0, &PackOptions { shard_bytes: 8192, ..options(DType::F32) }).unwrap();
     assert!(files(&folder.0).len() > 10);
@@ -226,23 +226,23 @@ fn a_new_pack_replaces_the_old_one_and_nothing_else() {
 #[test]
 fn the_manifest_keeps_what_it_does_not_know_and_gets_what_was_left_open() {
     let folder = Folder::new();
-    let weights = common::safetensors(&common::weights(&common::model()));
+    let weights = toy::safetensors(&toy::weights(&toy::model()));
     pack_weights(&weights, &folder.0, &options(DType::Q8)).unwrap();
     let text = fs::read_to_string(folder.0.join("manifest.json")).unwrap();
     let json: serde_json::Value = serde_json::from_str(&text).unwrap();
     assert_eq!(json["extra"]["kept"], true);
     assert_eq!(json["training"]["steps"], 3);
     let manifest = read_manifest(&folder.0).unwrap();
-    assert_eq!(manifest.text_encoder.tokenizer.bytes, common::TOKENIZER.len() as u64);
-    assert_eq!(fs::read(folder.0.join("tokenizer.json")).unwrap(), common::TOKENIZER);
+    assert_eq!(manifest.text_encoder.tokenizer.bytes, toy::TOKENIZER.len() as u64);
+    assert_eq!(fs::read(folder.0.join("tokenizer.json")).unwrap(), toy::TOKENIZER);
     assert!(manifest.requires.max_buffer_size > 0 && manifest.requires.memory_bytes > manifest.total_bytes());
 }
 
 #[test]
 fn wrong_calls_are_told_so() {
     let folder = Folder::new();
-    let model = common::model();
-    let weights = common::safetensors(&common::weights(&model));
+    let model = toy::model();
+    let weights = toy::safetensors(&toy::weights(&model));
     let wrong = |options: PackOptions| pack_weights(&weights, &folder.0, &options).unwrap_err().code();
     assert_eq!(wrong(PackOptions { group: 48, ..PackOptions::default() }), "invalid-request");
     for shard_bytes in [0, 100, (16 << 20) + 16] {
@@ -256,7 +256,12 @@ fn wrong_calls_are_told_so() {
     packed["shards"] = serde_json::json!([]);
     let mut no_text = model;
     no_text["text_encoder"] = serde_json::json!(1);
-    for (json, says) in [("{", "model.json"), ("[]", "not an object"), (&packed.to_string(), "packed"), (&no_text.to_string(), "text_encoder")] {
+    for (json, says) in [
+        ("{", "model.json"),
+        ("[]", "not an object"),
+        (&packed.to_string(), "packed"),
+        (&no_text.to_string(), "text_encoder"),
+    ] {
         let export = Export { model_json: json, tokenizer_json: b"{}", weights: &weights };
         let error = pack(&export, &folder.0, &PackOptions::default()).unwrap_err();
         assert!(error.code() == "manifest" && error.to_string().contains(says), "{error}");
@@ -266,7 +271,7 @@ fn wrong_calls_are_told_so() {
 #[test]
 fn verify_finds_every_kind_of_damage_and_says_where() {
     let folder = Folder::new();
-    let weights = common::safetensors(&common::weights(&common::model()));
+    let weights = toy::safetensors(&toy::weights(&toy::model()));
     pack_weights(&weights, &folder.0, &PackOptions { shard_bytes: 65536, ..options(DType::F32) }).unwrap();
     let good = verify(&folder.0).unwrap();
     assert_eq!((good.problem(), good.tensors), (None, read_manifest(&folder.0).unwrap().tensors.len()));
@@ -278,7 +283,7 @@ fn verify_finds_every_kind_of_damage_and_says_where() {
         (shard.as_str(), Some(flipped), "SHA-256"),
         (shard, Some(bytes[1..].to_vec()), "bytes instead of"),
         (shard, None, "cannot be read"),
-        ("tokenizer.json", Some(vec![b' '; common::TOKENIZER.len()]), "SHA-256"),
+        ("tokenizer.json", Some(vec![b' '; toy::TOKENIZER.len()]), "SHA-256"),
     ] {
         let path = folder.0.join(name);
         let right = fs::read(&path).unwrap();
@@ -300,7 +305,7 @@ fn verify_finds_every_kind_of_damage_and_says_where() {
 #[test]
 fn totals_add_up() {
     let folder = Folder::new();
-    let weights = common::safetensors(&common::weights(&common::model()));
+    let weights = toy::safetensors(&toy::weights(&toy::model()));
     pack_weights(&weights, &folder.0, &PackOptions { shard_bytes: 65536, ..options(DType::Q8) }).unwrap();
     let summary = inspect(&folder.0).unwrap();
     let manifest = read_manifest(&folder.0).unwrap();
@@ -311,8 +316,11 @@ fn totals_add_up() {
     assert_eq!(bytes, summary.formats.iter().map(|format| format.bytes).sum::<u64>());
     let shards: u64 = summary.shards.iter().map(|shard| shard.bytes).sum();
     assert!(bytes <= shards && shards < bytes + 16 * tensors as u64);
-    assert_eq!(summary.total_bytes, shards + common::TOKENIZER.len() as u64);
-    assert_eq!(summary.parts.iter().map(|part| part.part.to_string()).collect::<Vec<_>>(), ["text encoder", "transformer", "decoder", "encoder"]);
+    assert_eq!(summary.total_bytes, shards + toy::TOKENIZER.len() as u64);
+    assert_eq!(
+        summary.parts.iter().map(|part| part.part.to_string()).collect::<Vec<_>>(),
+        ["text encoder", "transformer", "decoder", "encoder"]
+    );
     assert!(summary.to_string().contains("toy-00001-of-"));
 }
 

@@ -1,23 +1,23 @@
 //! Shards: in any order, split or not, and not one wrong byte gets through.
 
-mod common;
+mod toy;
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
-use common::Folder;
 use kinora::model::manifest::{DType, Manifest};
 use kinora::model::quant;
 use kinora::model::shards::{RawTensor, ShardAssembler, sha256_hex};
 use kinora::pack::{PackOptions, read_manifest};
 use proptest::prelude::*;
 use serde_json::json;
+use toy::Folder;
 
 /// A packed toy model in small shards, so that many tensors are split.
 fn packed(format: DType, shard_bytes: u64) -> (Manifest, Vec<Vec<u8>>) {
     let folder = Folder::new();
-    let weights = common::safetensors(&common::weights(&common::model()));
-    common::pack_weights(&weights, &folder.0, &PackOptions { format, group: 32, shard_bytes }).unwrap();
+    let weights = toy::safetensors(&toy::weights(&toy::model()));
+    toy::pack_weights(&weights, &folder.0, &PackOptions { format, group: 32, shard_bytes }).unwrap();
     let manifest = read_manifest(&folder.0).unwrap();
     let shards = manifest.shards.iter().map(|shard| std::fs::read(folder.0.join(&shard.path)).unwrap()).collect();
     (manifest, shards)
@@ -43,15 +43,16 @@ fn tensors_come_as_soon_as_they_are_complete() {
             assert_eq!(added.iter().any(|tensor| tensor.name == *name), ends_here, "{name} in shard {index}");
         }
         // What is held is what began here or before and goes on later, no more.
-        let open = manifest.tensors.values().filter(|info| {
-            info.parts[0].shard <= index && info.parts.last().unwrap().shard > index
-        });
+        let open = manifest
+            .tensors
+            .values()
+            .filter(|info| info.parts[0].shard <= index && info.parts.last().unwrap().shard > index);
         assert_eq!(assembler.held_bytes() as u64, open.map(|info| info.bytes()).sum::<u64>());
         seen.extend(added);
     }
     assert!(assembler.is_complete() && assembler.held_bytes() == 0);
     assert!(manifest.tensors.values().any(|info| info.parts.len() > 2), "the test needs tensors over three shards");
-    let weights = common::weights(&common::model());
+    let weights = toy::weights(&toy::model());
     let tensors = by_name(seen);
     assert_eq!(tensors.len(), weights.len());
     for (name, (shape, values)) in weights {
@@ -137,7 +138,7 @@ proptest! {
         }
         prop_assert!(assembler.is_complete() && assembler.held_bytes() == 0);
         let tensors = by_name(tensors);
-        for (name, (shape, values)) in common::weights(&common::model()) {
+        for (name, (shape, values)) in toy::weights(&toy::model()) {
             let tensor = &tensors[&name];
             prop_assert_eq!(&tensor.bytes, &quant::encode(tensor.dtype, &shape, tensor.group, &values).unwrap());
         }

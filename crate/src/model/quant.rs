@@ -97,7 +97,9 @@ impl<'a> Stored<'a> {
             }
         }
         match out[first..].iter().position(|value| !value.is_finite()) {
-            Some(column) => wrong(format!("value {column} of row {row} is {}, not a finite number", out[first + column])),
+            Some(column) => {
+                wrong(format!("value {column} of row {row} is {}, not a finite number", out[first + column]))
+            }
             None => Ok(()),
         }
     }
@@ -165,9 +167,8 @@ pub fn decode_rows(
 /// [`Error::Tensor`] as in [`decode`].
 pub fn check(dtype: DType, shape: &[usize], group: Option<usize>, bytes: &[u8]) -> Result<()> {
     let stored = Stored::new(dtype, shape, group, bytes)?;
-    let bad16 = |bytes: &[u8]| {
-        bytes.chunks_exact(2).position(|pair| !f16::from_le_bytes([pair[0], pair[1]]).is_finite())
-    };
+    let bad16 =
+        |bytes: &[u8]| bytes.chunks_exact(2).position(|pair| !f16::from_le_bytes([pair[0], pair[1]]).is_finite());
     let bad = match dtype {
         DType::F32 => stored.values.chunks_exact(4).position(|four| !f32_at(four, 0).is_finite()),
         DType::F16 => bad16(stored.values),
