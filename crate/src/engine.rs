@@ -11,7 +11,7 @@ use crate::frames::to_rgba;
 use crate::gpu::{self, GpuOptions};
 use crate::latents::noise;
 use crate::model::manifest::{ClipSize, Manifest};
-use crate::model::shards::ShardAssembler;
+use crate::model::shards::{ShardAssembler, verify_file};
 use crate::text::tokenizer::{Prompt, Tokenizer};
 use crate::text::umt5::Umt5;
 use crate::weights::WeightStore;
@@ -43,6 +43,7 @@ impl Loading {
     /// Checks manifest and tokenizer and opens the device. Nothing is fetched here.
     pub async fn new(manifest: &str, tokenizer: &str, device: DeviceChoice) -> Result<Self> {
         let manifest = Manifest::parse(manifest)?;
+        verify_file(&manifest.text_encoder.tokenizer, tokenizer.as_bytes())?;
         let tokenizer = Tokenizer::parse(tokenizer, &manifest)?;
         let mut compute = match device {
             DeviceChoice::Cpu => Compute::cpu(),
@@ -195,7 +196,20 @@ impl Engine {
         let latents = noise::normal(request.seed, 0, shape.iter().product());
         let sigmas = sampler::schedule(&self.manifest.sampler);
         let clean = latents.clone();
-        Ok(Generation { engine: self.clone(), size, shape, text, sigmas, seed: request.seed, done: 0, latents, clean, decoder: None, decoded: 0, emitted: 0 })
+        Ok(Generation {
+            engine: self.clone(),
+            size,
+            shape,
+            text,
+            sigmas,
+            seed: request.seed,
+            done: 0,
+            latents,
+            clean,
+            decoder: None,
+            decoded: 0,
+            emitted: 0,
+        })
     }
 
     /// All steps on given noise `[C, F, H, W]`: what `kinora stage sample` runs.
@@ -224,7 +238,11 @@ impl Engine {
         let timesteps = vec![(sigma * config.timestep_scale) as f32; shape[1]];
         let velocity = self.denoiser.velocity(&self.compute, latents, shape, &timesteps, text).await?;
         if let Some(bad) = velocity.iter().position(|v| !v.is_finite()) {
-            return Err(Error::Numeric(format!("the denoiser gave {} at value {bad} of step {}", velocity[bad], index + 1)));
+            return Err(Error::Numeric(format!(
+                "the denoiser gave {} at value {bad} of step {}",
+                velocity[bad],
+                index + 1
+            )));
         }
         let clean = sampler::clean_estimate(latents, &velocity, sigma);
         let fresh = || noise::normal(seed, index as u32 + 1, latents.len());

@@ -57,7 +57,9 @@ impl Linear {
         let n = shape.first().copied().unwrap_or(0);
         let k = shape.iter().skip(1).product::<usize>();
         if k % 4 != 0 && compute.kind == Kind::Gpu {
-            return Err(Error::Tensor(format!("a linear layer of shape {shape:?} has an input width that is not a multiple of 4")));
+            return Err(Error::Tensor(format!(
+                "a linear layer of shape {shape:?} has an input width that is not a multiple of 4"
+            )));
         }
         let spec = LinearSpec { dtype, n, k, group, has_bias: bias.is_some(), activation: 0 };
         let bias = match bias {
@@ -186,14 +188,8 @@ pub fn norm(compute: &Compute, x: Tensor<2>, affine: Affine<'_>, centre: bool, e
             }
             Affine::Modulation { scale, shift, rows } => (scale, shift, 1.0, rows, true),
         };
-        let spec = NormSpec {
-            centre,
-            eps: eps as f32,
-            offset,
-            has_scale: true,
-            has_shift,
-            rows_per_modulation: rows.max(1),
-        };
+        let spec =
+            NormSpec { centre, eps: eps as f32, offset, has_scale: true, has_shift, rows_per_modulation: rows.max(1) };
         return Tensor::from_dispatch(<Dispatch as GpuKernels>::kinora_norm(
             x.into_dispatch(),
             scale.into_dispatch(),
@@ -240,10 +236,7 @@ pub fn rope(compute: &Compute, x: Tensor<2>, table: &Tensor<2>) -> Tensor<2> {
     let pick = |t: &Tensor<4>, at: usize| t.clone().narrow(3, at, 1);
     let (even, odd) = (pick(&x, 0), pick(&x, 1));
     let (cos, sin) = (pick(&table, 0), pick(&table, 1));
-    let turned = vec![
-        even.clone() * cos.clone() - odd.clone() * sin.clone(),
-        even * sin + odd * cos,
-    ];
+    let turned = vec![even.clone() * cos.clone() - odd.clone() * sin.clone(), even * sin + odd * cos];
     Tensor::cat(turned, 3).reshape([tokens, width])
 }
 

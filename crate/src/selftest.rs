@@ -45,7 +45,9 @@ pub async fn run(compute: &Compute) -> Result<Vec<Check>> {
         let error = relative_error(&got, &want);
         checks.push(Check { name: (*name).to_string(), error, tolerance: TOLERANCE });
         if error.is_nan() || error > TOLERANCE {
-            return Err(Error::Numeric(format!("its {name} is off by {error:.1e} of the result, {TOLERANCE:.0e} is allowed")));
+            return Err(Error::Numeric(format!(
+                "its {name} is off by {error:.1e} of the result, {TOLERANCE:.0e} is allowed"
+            )));
         }
     }
     if compute.kind == Kind::Cpu {
@@ -89,9 +91,8 @@ pub fn relative_error(got: &[f32], want: &[f32]) -> f64 {
 async fn case(compute: &Compute, name: &str, stream: u32) -> Result<Vec<f32>> {
     let values = |part: u64, count: usize| noise::normal(part, stream, count);
     let two = |part: u64, shape: [usize; 2]| -> Tensor<2> { compute.tensor(values(part, shape[0] * shape[1]), shape) };
-    let four = |part: u64, shape: [usize; 4]| -> Tensor<4> {
-        compute.tensor(values(part, shape.iter().product()), shape)
-    };
+    let four =
+        |part: u64, shape: [usize; 4]| -> Tensor<4> { compute.tensor(values(part, shape.iter().product()), shape) };
     let raw = |part: u64, dtype: DType, shape: &[usize]| -> Result<RawTensor> {
         let numbers = values(part, shape.iter().product());
         let group = dtype.quantized().then_some(32);

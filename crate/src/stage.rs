@@ -130,7 +130,10 @@ struct Inputs<'a>(HashMap<String, TensorView<'a>>);
 impl<'a> Inputs<'a> {
     fn parse(bytes: &'a [u8]) -> Result<Self> {
         if bytes.len() > MAX_INPUT_BYTES {
-            return Err(Error::InvalidRequest(format!("the input has {} bytes, at most {MAX_INPUT_BYTES} are read", bytes.len())));
+            return Err(Error::InvalidRequest(format!(
+                "the input has {} bytes, at most {MAX_INPUT_BYTES} are read",
+                bytes.len()
+            )));
         }
         let file = SafeTensors::deserialize(bytes)
             .map_err(|e| Error::InvalidRequest(format!("the input is not a safetensors file ({e})")))?;
@@ -164,7 +167,9 @@ impl<'a> Inputs<'a> {
             .data()
             .chunks_exact(4)
             .map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-            .map(|id| u32::try_from(id).map_err(|_| Error::InvalidRequest(format!("{name} holds the negative value {id}"))))
+            .map(|id| {
+                u32::try_from(id).map_err(|_| Error::InvalidRequest(format!("{name} holds the negative value {id}")))
+            })
             .collect()
     }
 }

@@ -57,7 +57,8 @@ fn to_js(value: &impl Serialize) -> Result<JsValue, JsValue> {
 }
 
 fn from_js<T: serde::de::DeserializeOwned>(value: JsValue, what: &str) -> Result<T, JsValue> {
-    serde_wasm_bindgen::from_value(value).map_err(|e| thrown(Error::InvalidRequest(format!("{what} is malformed ({e})"))))
+    serde_wasm_bindgen::from_value(value)
+        .map_err(|e| thrown(Error::InvalidRequest(format!("{what} is malformed ({e})"))))
 }
 
 #[derive(serde::Deserialize)]
@@ -105,7 +106,9 @@ impl WebEngine {
         let device = match options.device.as_str() {
             "cpu" => DeviceChoice::Cpu,
             "webgpu" => DeviceChoice::Gpu { strict_limits: options.strict_limits },
-            other => return Err(thrown(Error::InvalidRequest(format!("there is no device {other}, only webgpu and cpu")))),
+            other => {
+                return Err(thrown(Error::InvalidRequest(format!("there is no device {other}, only webgpu and cpu"))));
+            }
         };
         let loading = Loading::new(&manifest_json, &tokenizer_json, device).await.map_err(thrown)?;
         let compute = loading.compute();

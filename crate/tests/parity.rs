@@ -3,25 +3,22 @@
 //! The goldens come from `tests/goldens/make.py` (diffusers, transformers and a TAEHV in PyTorch, seeded random
 //! weights); nothing here needs Python.
 
-use std::path::{Path, PathBuf};
+mod common;
 
+use common::{TempDir, floats, goldens};
 use kinora::engine::{DeviceChoice, Engine, wait};
 use kinora::model::manifest::DType;
 use kinora::pack::{Export, PackOptions, pack};
 use kinora::selftest::relative_error;
 use kinora::stage::{Stage, run_stage};
-use sha2::{Digest, Sha256};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use sha2::{Digest, Sha256};
 
 const TOLERANCE: f64 = 1e-4;
 
-fn goldens() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens")
-}
-
 /// The tiny model packed in a format, in a directory of its own.
-fn tiny(format: DType) -> (Engine, tempdir::Dir) {
-    let dir = tempdir::Dir::new();
+fn tiny(format: DType) -> (Engine, TempDir) {
+    let dir = TempDir::new();
     let read = |name: &str| std::fs::read(goldens().join("tiny").join(name)).expect("the goldens are committed");
     let model_json = String::from_utf8(read("model.json")).expect("text");
     let (tokenizer_json, weights) = (read("tokenizer.json"), read("weights.safetensors"));
@@ -29,34 +26,6 @@ fn tiny(format: DType) -> (Engine, tempdir::Dir) {
     let options = PackOptions { format, group: 32, ..PackOptions::default() };
     pack(&export, dir.path(), &options).expect("the tiny model packs");
     (Engine::load_dir(dir.path(), DeviceChoice::Cpu).expect("the tiny model loads"), dir)
-}
-
-/// A directory that goes away with the test.
-mod tempdir {
-    use std::path::{Path, PathBuf};
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
-    pub struct Dir(PathBuf);
-
-    impl Dir {
-        pub fn new() -> Self {
-            static NEXT: AtomicUsize = AtomicUsize::new(0);
-            let name = format!("kinora-parity-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-            let path = std::env::temp_dir().join(name);
-            std::fs::create_dir_all(&path).expect("a temporary directory");
-            Self(path)
-        }
-
-        pub fn path(&self) -> &Path {
-            &self.0
-        }
-    }
-
-    impl Drop for Dir {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_dir_all(&self.0);
-        }
-    }
 }
 
 /// Runs a stage on its golden inputs and gives (got, want).
@@ -78,11 +47,6 @@ fn stage(engine: &Engine, name: &str, output: &str) -> (Vec<f32>, Vec<f32>) {
     let want = all.tensor(&format!("{name}.out.{output}")).expect("the golden result");
     assert_eq!(got.shape(), want.shape(), "{name} {output}");
     (floats(&got), floats(&want))
-}
-
-fn floats(view: &TensorView<'_>) -> Vec<f32> {
-    assert_eq!(view.dtype(), Dtype::F32);
-    view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
 }
 
 #[test]
@@ -107,7 +71,8 @@ fn every_stage_matches_pytorch_in_f32() {
 /// the test above proves nothing about these formats) and must not wreck it.
 #[test]
 fn other_formats_stay_near_f32() {
-    for (format, at_least, at_most) in [(DType::F16, 0.0, TOLERANCE), (DType::Q8, 1e-4, 3e-2), (DType::Q4, 1e-2, 0.35)] {
+    for (format, at_least, at_most) in [(DType::F16, 0.0, TOLERANCE), (DType::Q8, 1e-4, 3e-2), (DType::Q4, 1e-2, 0.35)]
+    {
         let (engine, _dir) = tiny(format);
         let (got, want) = stage(&engine, "denoise", "velocity");
         let error = relative_error(&got, &want);
@@ -184,9 +149,10 @@ fn the_public_autoencoder_layout_matches_its_reference() {
     use kinora::weights::WeightStore;
 
     let dir = goldens().join("../../../shared/fixtures");
-    let (Ok(weights), Ok(golden)) =
-        (std::fs::read(dir.join("taew2_1-random-weights.safetensors")), std::fs::read(dir.join("taew2_1-golden.safetensors")))
-    else {
+    let (Ok(weights), Ok(golden)) = (
+        std::fs::read(dir.join("taew2_1-random-weights.safetensors")),
+        std::fs::read(dir.join("taew2_1-golden.safetensors")),
+    ) else {
         println!("skipped: the TAEW2.1 fixtures are not here");
         return;
     };

@@ -18,13 +18,23 @@ use crate::weights::WeightStore;
 enum Layer {
     /// `tanh(x / 3) * 3`.
     Clamp,
-    Conv { conv: Conv, rectify: bool, upsample: bool },
+    Conv {
+        conv: Conv,
+        rectify: bool,
+        upsample: bool,
+    },
     /// `relu(conv(relu(conv(relu(conv(cat(x, previous)))))) + x)`.
     Memory([Conv; 3]),
     /// One frame becomes `factor` frames: a 1x1 convolution to `factor` times the channels.
-    Grow { conv: Conv, factor: usize },
+    Grow {
+        conv: Conv,
+        factor: usize,
+    },
     /// `factor` frames become one: a 1x1 convolution over their stacked channels.
-    Pool { conv: Conv, factor: usize },
+    Pool {
+        conv: Conv,
+        factor: usize,
+    },
 }
 
 /// What a layer remembers between frames.
@@ -67,7 +77,8 @@ impl Taehv {
             let factor = if config.decoder_time_upscale[stage] { 2 } else { 1 };
             // The reference enlarges first and grows in time second; a 1x1 convolution and a nearest enlargement
             // commute, so growing first costs a quarter.
-            decoder.push(Layer::Grow { conv: store.conv(&format!("autoencoder.decoder.{}.conv", index + 1), 1)?, factor });
+            decoder
+                .push(Layer::Grow { conv: store.conv(&format!("autoencoder.decoder.{}.conv", index + 1), 1)?, factor });
             let last = stage == 2;
             let upsample = config.decoder_space_upscale[stage];
             decoder.push(conv(store, &format!("autoencoder.decoder.{}", index + 2), 1, last, upsample)?);
@@ -93,7 +104,10 @@ impl Taehv {
 
     /// Starts decoding a clip.
     pub fn start_decoding(&self) -> DecoderState {
-        DecoderState { memory: self.decoder.iter().map(|_| Memory::default()).collect(), trim: self.config.frames_to_trim() }
+        DecoderState {
+            memory: self.decoder.iter().map(|_| Memory::default()).collect(),
+            trim: self.config.frames_to_trim(),
+        }
     }
 
     /// Continues a decoding.
@@ -280,8 +294,10 @@ pub fn frames_inward(frames: &[Vec<f32>], [c, f, h, w]: [usize; 4]) -> Vec<f32> 
 /// Latent frame `index` of `[C, F, H, W]` as `[C, H, W]`.
 pub fn latent_frame(latents: &[f32], [c, f, h, w]: [usize; 4], index: usize) -> Vec<f32> {
     let area = h * w;
-    (0..c).flat_map(|channel| {
-        let at = (channel * f + index) * area;
-        latents[at..at + area].iter().copied()
-    }).collect()
+    (0..c)
+        .flat_map(|channel| {
+            let at = (channel * f + index) * area;
+            latents[at..at + area].iter().copied()
+        })
+        .collect()
 }

@@ -280,7 +280,10 @@ impl Wan {
             return wrong(format!("latents {shape:?} do not divide into patches of {patch:?}"));
         }
         if (0..3).any(|i| shape[i + 1] / patch[i] > self.config.rope_max_seq_len) {
-            return wrong(format!("latents {shape:?} have more positions than the model's {}", self.config.rope_max_seq_len));
+            return wrong(format!(
+                "latents {shape:?} have more positions than the model's {}",
+                self.config.rope_max_seq_len
+            ));
         }
         if timesteps.len() != shape[1] {
             return wrong(format!("{} timesteps for {} latent frames", timesteps.len(), shape[1]));

@@ -176,15 +176,8 @@ impl GpuKernels for Cube {
         let x = into_contiguous(x);
         let m = x.meta.shape()[0];
         let out = Output::new(&x, &[m, spec.n]);
-        let info = [
-            m,
-            spec.n,
-            spec.k,
-            spec.group,
-            scale_word(&spec),
-            usize::from(spec.has_bias),
-            spec.activation as usize,
-        ];
+        let info =
+            [m, spec.n, spec.k, spec.group, scale_word(&spec), usize::from(spec.has_bias), spec.activation as usize];
         Kernel::new("linear", include_str!("linear.wgsl"), [16, 16])
             .with("unpack", unpack_source(spec.dtype), spec.dtype as u32)
             .launch(&[&x, &w, &bias], &out, &info, [spec.n.div_ceil(64), m.div_ceil(64)]);
@@ -209,14 +202,7 @@ impl GpuKernels for Cube {
         let mut first = 0;
         while first < queries {
             let rows = rows_per_dispatch.min(queries - first);
-            let info = [
-                queries,
-                keys,
-                spec.heads,
-                spec.scale.to_bits() as usize,
-                usize::from(spec.has_bias),
-                first,
-            ];
+            let info = [queries, keys, spec.heads, spec.scale.to_bits() as usize, usize::from(spec.has_bias), first];
             Kernel::new("attention", include_str!("attention.wgsl"), [64, 1])
                 .with("d4", &d4.to_string(), d4 as u32)
                 .with("tile", &tile.to_string(), tile as u32)

@@ -1,0 +1,171 @@
+//! The shipped model: the engine against PyTorch on the same weights, the cost of quantizing, and that prompts matter.
+//!
+//! Goldens: `tests/goldens/builtin.py` on the shipped shards and on an f32 pack of the same training export.
+
+mod common;
+
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Mutex;
+
+use common::{TempDir, floats, goldens, psnr, root};
+use kinora::engine::{DeviceChoice, Engine, GenerateRequest, wait};
+use kinora::model::manifest::{DType, Manifest};
+use kinora::model::shards::ShardAssembler;
+use kinora::pack::{Export, PackOptions, pack};
+use kinora::selftest::relative_error;
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+
+/// Two clips at once would only fight for the same cores.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// All frames of a clip, planar `[3, height, width]` bytes each.
+fn clip(engine: &Rc<Engine>, prompt: &str, seed: u64) -> Vec<Vec<u8>> {
+    let request = GenerateRequest { prompt: prompt.into(), seed, ..Default::default() };
+    wait(async {
+        let mut generation = engine.begin(&request).await?;
+        let area = (generation.size().width * generation.size().height) as usize;
+        while generation.step().await?.is_some() {}
+        let mut frames = Vec::new();
+        while let Some(batch) = generation.next_frames().await? {
+            for rgba in batch.rgba.chunks_exact(4 * area) {
+                frames.push((0..3).flat_map(|c| (0..area).map(move |i| rgba[4 * i + c])).collect());
+            }
+        }
+        Ok::<_, kinora::Error>(frames)
+    })
+    .expect("the built-in model makes a clip")
+}
+
+fn load(dir: &Path) -> Rc<Engine> {
+    Rc::new(Engine::load_dir(dir, DeviceChoice::Cpu).expect("the model loads"))
+}
+
+struct Golden {
+    prompt: String,
+    seed: u64,
+    file: Vec<u8>,
+}
+
+fn golden(name: &str) -> Golden {
+    let file = std::fs::read(goldens().join(name)).expect("the golden is committed");
+    let (_, metadata) = SafeTensors::read_metadata(&file).expect("safetensors");
+    let request = &metadata.metadata().as_ref().expect("metadata")["request"];
+    let request: serde_json::Value = serde_json::from_str(request).expect("json");
+    let prompt = request["prompt"].as_str().expect("prompt").to_string();
+    Golden { prompt, seed: request["seed"].as_u64().expect("seed"), file }
+}
+
+impl Golden {
+    /// PSNR of a clip against the golden's frames, which are every fourth of the clip.
+    fn psnr(&self, clip: &[Vec<u8>]) -> f64 {
+        let all = SafeTensors::deserialize(&self.file).expect("safetensors");
+        let frames = all.tensor("frames").expect("frames");
+        assert_eq!(frames.dtype(), Dtype::U8);
+        let own: Vec<u8> = clip.iter().step_by(4).flatten().copied().collect();
+        psnr(&own, frames.data())
+    }
+}
+
+#[test]
+fn a_whole_run_matches_pytorch_on_the_same_weights() {
+    let _turn = ONE_AT_A_TIME.lock();
+    let engine = load(&root().join("model-shards"));
+    let golden = golden("builtin.safetensors");
+    let all = SafeTensors::deserialize(&golden.file).expect("safetensors");
+    let floats_of = |name: &str| floats(&all.tensor(name).expect(name));
+
+    let prompt = engine.tokenizer.encode(&golden.prompt).expect("encodes");
+    let ids: Vec<u8> = prompt.ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+    assert_eq!(ids, all.tensor("input_ids").expect("ids").data());
+    let embeddings = wait(engine.text_encoder.encode(&engine.compute, &prompt.ids)).expect("encodes");
+    let error = relative_error(&embeddings, &floats_of("embeddings"));
+    println!("text embeddings: relative error {error:.2e}");
+    assert!(error < 1e-4);
+
+    let noise = floats_of("noise");
+    assert_eq!(kinora::latents::noise::normal(golden.seed, 0, noise.len()), noise);
+    let shape: [usize; 4] = all.tensor("noise").expect("noise").shape().try_into().expect("[C, F, H, W]");
+    let latents = wait(engine.sample(noise, shape, embeddings)).expect("samples");
+    let error = relative_error(&latents, &floats_of("latents"));
+    println!("latents after the last step: relative error {error:.2e}");
+    assert!(error < 1e-4);
+
+    let decibels = golden.psnr(&clip(&engine, &golden.prompt, golden.seed));
+    println!("frames: {decibels:.1} dB");
+    assert!(decibels >= 45.0);
+}
+
+#[test]
+fn quantizing_keeps_the_picture() {
+    let _turn = ONE_AT_A_TIME.lock();
+    let golden = golden("builtin-f32.safetensors");
+    let shipped = golden.psnr(&clip(&load(&root().join("model-shards")), &golden.prompt, golden.seed));
+    println!("shipped against f32: {shipped:.1} dB");
+    assert!(shipped >= 38.0, "{shipped:.1} dB");
+
+    let q4 = TempDir::new();
+    repack(q4.path(), DType::Q4);
+    let decibels = golden.psnr(&clip(&load(q4.path()), &golden.prompt, golden.seed));
+    println!("q4 against f32: {decibels:.1} dB");
+    assert!(decibels >= 28.0, "{decibels:.1} dB");
+    assert!(decibels < shipped, "q4 cannot be better than what it was made from");
+}
+
+/// Packs the shipped shards' weights in another format.
+fn repack(out: &Path, format: DType) {
+    let dir = root().join("model-shards");
+    let read = |name: &str| std::fs::read(dir.join(name)).expect("the built-in model is committed");
+    let text = String::from_utf8(read("manifest.json")).expect("text");
+    let manifest = Manifest::parse(&text).expect("the manifest is right");
+    let mut assembler = ShardAssembler::new(&manifest);
+    let mut tensors = Vec::new();
+    for index in assembler.missing() {
+        tensors.extend(assembler.add(index, &read(&manifest.shards[index].path)).expect("the shard is right"));
+    }
+    let widened: Vec<(String, Vec<usize>, Vec<u8>)> = tensors
+        .iter()
+        .map(|raw| {
+            let values = raw.to_f32().expect("decodes");
+            (raw.name.clone(), raw.shape.clone(), values.iter().flat_map(|v| v.to_le_bytes()).collect())
+        })
+        .collect();
+    let views = widened
+        .iter()
+        .map(|(name, shape, bytes)| (name.clone(), TensorView::new(Dtype::F32, shape.clone(), bytes).expect("a view")));
+    let weights = safetensors::serialize(views, None).expect("weights");
+    let mut model: serde_json::Value = serde_json::from_str(&text).expect("json");
+    for field in ["schema_version", "shards", "tensors", "requires"] {
+        model.as_object_mut().expect("an object").remove(field);
+    }
+    let tokenizer_json = read("tokenizer.json");
+    let export = Export { model_json: &model.to_string(), tokenizer_json: &tokenizer_json, weights: &weights };
+    pack(&export, out, &PackOptions { format, ..PackOptions::default() }).expect("packs");
+}
+
+/// Pixels of a clip in which one channel stands out, counted for red and for blue.
+fn colour(clip: &[Vec<u8>]) -> [usize; 2] {
+    let mut count = [0, 0];
+    for frame in clip {
+        let area = frame.len() / 3;
+        for i in 0..area {
+            let [r, g, b] = [frame[i], frame[area + i], frame[2 * area + i]].map(i32::from);
+            count[0] += usize::from(r > 90 && r > 2 * g.max(b));
+            count[1] += usize::from(b > 90 && 10 * b > 17 * r && 10 * b > 17 * g);
+        }
+    }
+    count
+}
+
+#[test]
+fn the_object_has_the_colour_that_the_prompt_names() {
+    let _turn = ONE_AT_A_TIME.lock();
+    let engine = load(&root().join("model-shards"));
+    for seed in [11, 12] {
+        let red = colour(&clip(&engine, "a red ball on green grass under an overcast sky", seed));
+        let blue = colour(&clip(&engine, "a blue ball on green grass under an overcast sky", seed));
+        println!("seed {seed}: red prompt {red:?}, blue prompt {blue:?} (red, blue pixels)");
+        assert!(red[0] > 10 * (blue[0] + 50), "red prompt {red:?}, blue prompt {blue:?}");
+        assert!(blue[1] > 10 * (red[1] + 50), "red prompt {red:?}, blue prompt {blue:?}");
+    }
+}

@@ -1,0 +1,72 @@
+//! Prompts to ids and sigmas to steps, against tables computed elsewhere (`tests/goldens/make.py`).
+
+mod common;
+
+use common::goldens;
+use kinora::denoise::sampler;
+use kinora::error::Error;
+use kinora::model::manifest::{Manifest, SamplerConfig, SamplerStep};
+use kinora::text::tokenizer::Tokenizer;
+use serde_json::Value;
+
+fn json(name: &str) -> Value {
+    let text = std::fs::read_to_string(goldens().join(name)).expect("the goldens are committed");
+    serde_json::from_str(&text).expect("json")
+}
+
+fn numbers(value: &Value) -> Vec<f64> {
+    value.as_array().expect("a list").iter().map(|v| v.as_f64().expect("a number")).collect()
+}
+
+fn tokenizer() -> Tokenizer {
+    let text = |name: &str| std::fs::read_to_string(goldens().join("tiny-model").join(name)).expect("committed");
+    let manifest = Manifest::parse(&text("manifest.json")).expect("the manifest is right");
+    Tokenizer::parse(&text("tokenizer.json"), &manifest).expect("the tokenizer fits")
+}
+
+#[test]
+fn prompts_become_the_ids_of_the_reference() {
+    let tokenizer = tokenizer();
+    let cases = json("tokens.json");
+    let cases = cases.as_array().expect("cases");
+    assert!(cases.len() >= 5);
+    for case in cases {
+        let prompt = case["prompt"].as_str().expect("prompt");
+        let want: Vec<u32> = numbers(&case["input_ids"]).into_iter().map(|id| id as u32).collect();
+        assert_eq!(tokenizer.encode(prompt).expect("encodes").ids, want, "{prompt}");
+    }
+}
+
+#[test]
+fn prompts_that_cannot_be_used_are_refused_and_nothing_is_cut_off() {
+    let tokenizer = tokenizer();
+    for prompt in ["", "  \n\t "] {
+        assert_eq!(tokenizer.encode(prompt), Err(Error::EmptyPrompt));
+    }
+    let long = "red ball ".repeat(40);
+    match tokenizer.encode(&long) {
+        Err(Error::PromptTooLong { tokens, max }) => assert!(tokens > max && tokens >= 80),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn schedules_match_the_tables() {
+    let tables = json("sampler.json");
+    let tables = tables["schedules"].as_array().expect("schedules");
+    assert!(tables.len() >= 4);
+    for table in tables {
+        let config = SamplerConfig {
+            sigmas: numbers(&table["sigmas"]),
+            shift: table["shift"].as_f64().expect("shift"),
+            step: SamplerStep::Euler,
+            timestep_scale: 1000.0,
+        };
+        let got = sampler::schedule(&config);
+        let want = numbers(&table["shifted"]);
+        assert_eq!(got.len(), want.len());
+        for (got, want) in got.iter().zip(want) {
+            assert!((got - want).abs() < 1e-12, "{got} {want} shift {}", config.shift);
+        }
+    }
+}
