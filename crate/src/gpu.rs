@@ -68,7 +68,7 @@ pub async fn open(options: GpuOptions) -> Result<Compute> {
     let (device, queue) = adapter
         .request_device(&wgpu::DeviceDescriptor {
             label: Some("kinora"),
-            required_features: needed | (adapter.features() & Features::TIMESTAMP_QUERY),
+            required_features: needed | (adapter.features() & assumed_features()),
             required_limits: limits,
             memory_hints: wgpu::MemoryHints::MemoryUsage,
             ..Default::default()
@@ -104,6 +104,17 @@ pub async fn open(options: GpuOptions) -> Result<Compute> {
         .init()
         .map_err(|e| Error::UnsupportedFeature(e.to_string()))?;
     Ok(Compute { device, kind: Kind::Gpu, adapter: name, software, widen_on_load: false, faults })
+}
+
+/// burn's runtime looks at what the adapter offers and not at what the device was made with, so whatever it may use has
+/// to be asked for where it is on offer.
+fn assumed_features() -> Features {
+    Features::TIMESTAMP_QUERY
+        | Features::SHADER_F16
+        | Features::SHADER_F64
+        | Features::SHADER_INT64
+        | Features::SHADER_FLOAT32_ATOMIC
+        | Features::SUBGROUP
 }
 
 /// The guaranteed limits, raised only where the model needs more or where the runtime gains from it.
