@@ -11,6 +11,7 @@ fn main() -> Result<()> {
         .input_path(&input)
         .web(true)?
         .typescript(true)
+        .omit_default_module_path(false)
         .remove_name_section(true)
         .remove_producers_section(true)
         .generate(&output)
