@@ -76,6 +76,25 @@ pub async fn open(options: GpuOptions) -> Result<Compute> {
         .await
         .map_err(|e| Error::UnsupportedFeature(e.to_string()))?;
 
+    let info = adapter.get_info();
+    let name = [info.name.as_str(), info.driver.as_str(), info.driver_info.as_str()]
+        .iter()
+        .find(|part| !part.is_empty())
+        .map_or_else(|| "unnamed adapter".to_string(), |part| part.to_string());
+    let software = info.device_type == DeviceType::Cpu || name.to_lowercase().contains("swiftshader");
+    let setup = WgpuSetup { instance, backend: info.backend, adapter, device: device.clone(), queue };
+    let burn_device: Device = Device::wgpu_options()
+        .tasks_max(32)
+        .setup(setup)
+        .init()
+        .map_err(|e| Error::UnsupportedFeature(e.to_string()))?;
+    let faults = watch(&device);
+    Ok(Compute { device: burn_device, kind: Kind::Gpu, adapter: name, software, widen_on_load: false, faults })
+}
+
+/// Collects what the device reports. To be called after the runtime has taken the device, because the runtime installs
+/// callbacks of its own and the last ones count: its error callback panics, which would end a wasm module.
+fn watch(device: &wgpu::Device) -> Arc<Faults> {
     let faults = Arc::new(Faults::default());
     let on_lost = faults.clone();
     device.set_device_lost_callback(move |reason, message| {
@@ -90,20 +109,7 @@ pub async fn open(options: GpuOptions) -> Result<Compute> {
             other => Error::Internal(format!("the graphics device refused a command: {other}")),
         });
     }));
-
-    let info = adapter.get_info();
-    let name = [info.name.as_str(), info.driver.as_str(), info.driver_info.as_str()]
-        .iter()
-        .find(|part| !part.is_empty())
-        .map_or_else(|| "unnamed adapter".to_string(), |part| part.to_string());
-    let software = info.device_type == DeviceType::Cpu || name.to_lowercase().contains("swiftshader");
-    let setup = WgpuSetup { instance, backend: info.backend, adapter, device, queue };
-    let device: Device = Device::wgpu_options()
-        .tasks_max(32)
-        .setup(setup)
-        .init()
-        .map_err(|e| Error::UnsupportedFeature(e.to_string()))?;
-    Ok(Compute { device, kind: Kind::Gpu, adapter: name, software, widen_on_load: false, faults })
+    faults
 }
 
 /// burn's runtime looks at what the adapter offers and not at what the device was made with, so whatever it may use has

@@ -29,9 +29,13 @@ fn kernels_agree_with_the_cpu_and_stages_with_pytorch() {
     let engine = Engine::load_dir(&goldens().join("tiny-model"), device).expect("the tiny model loads");
     let file = std::fs::read(goldens().join("tiny.safetensors")).expect("the goldens are committed");
     let all = SafeTensors::deserialize(&file).expect("safetensors");
-    for (name, output) in
-        [("encode-text", "embeddings"), ("denoise", "velocity"), ("sample", "latents"), ("decode", "frames"), ("encode", "latents")]
-    {
+    for (name, output) in [
+        ("encode-text", "embeddings"),
+        ("denoise", "velocity"),
+        ("sample", "latents"),
+        ("decode", "frames"),
+        ("encode", "latents"),
+    ] {
         let prefix = format!("{name}.in.");
         let inputs: Vec<(String, TensorView<'_>)> = all
             .tensors()

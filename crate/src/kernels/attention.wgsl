@@ -15,11 +15,14 @@ const TILE = {{ tile }}u;  // keys per stage
 
 var<workgroup> keys: array<vec4<f32>, {{ stage }}>;
 var<workgroup> values: array<vec4<f32>, {{ stage }}>;
+var<workgroup> shared_count: u32;
 
 @compute @workgroup_size(64, 1, 1)
 fn main(@builtin(workgroup_id) group_id: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
     let queries = info[0];
-    let count = info[1];
+    // Uniform for the barriers below: see linear.wgsl.
+    if (local.x == 0u) { shared_count = info[1]; }
+    let count = workgroupUniformLoad(&shared_count);
     let heads = info[2];
     let scale = bitcast<f32>(info[3]);
     let head = group_id.y;

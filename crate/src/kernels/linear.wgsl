@@ -12,6 +12,7 @@
 
 var<workgroup> tile_x: array<vec4<f32>, 256>; // [k/4][row]
 var<workgroup> tile_w: array<vec4<f32>, 256>; // [k/4][column]
+var<workgroup> shared_depth: u32;
 
 {{ unpack }}
 
@@ -31,12 +32,16 @@ fn activate(v: f32, kind: u32) -> f32 {
 fn main(@builtin(workgroup_id) group_id: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
     let rows = info[0];
     let cols = info[1];
-    let depth = info[2];
     let row0 = group_id.y * 64u;
     let col0 = group_id.x * 64u;
     let lane = local.y * 16u + local.x;
     let load_row = lane >> 2u;
     let load_k4 = lane & 3u;
+
+    // The barriers below need the loop's end to be provably the same for all threads; a value from a writable buffer
+    // is not, one that went through workgroup memory is.
+    if (lane == 0u) { shared_depth = info[2]; }
+    let depth = workgroupUniformLoad(&shared_depth);
 
     var acc: array<vec4<f32>, 4>; // [row][column]
     for (var i = 0u; i < 4u; i++) { acc[i] = vec4<f32>(0.0); }

@@ -226,18 +226,14 @@ impl GpuKernels for Cube {
             rows,
             width,
             spec.rows_per_modulation,
-            usize::from(spec.centre),
             spec.eps.to_bits() as usize,
             spec.offset.to_bits() as usize,
             usize::from(spec.has_scale),
             usize::from(spec.has_shift),
         ];
-        Kernel::new("norm", include_str!("norm.wgsl"), [64, 1]).launch(
-            &[&x, &scale, &shift],
-            &out,
-            &info,
-            grid_1d(rows),
-        );
+        Kernel::new("norm", include_str!("norm.wgsl"), [64, 1])
+            .with("centre", if spec.centre { "true" } else { "false" }, u32::from(spec.centre))
+            .launch(&[&x, &scale, &shift], &out, &info, grid_1d(rows));
         out.into()
     }
 

@@ -3,11 +3,13 @@
 // Layer normalisation or root-mean-square normalisation over the full width, in f32, one row a
 // workgroup. a and b are affine parameters (one row) or a modulation (one row per latent frame).
 
+const CENTRE = {{ centre }};
+
 @group(0) @binding(0) var<storage, read_write> x: array<f32>;
 @group(0) @binding(1) var<storage, read_write> a: array<f32>;
 @group(0) @binding(2) var<storage, read_write> b: array<f32>;
 @group(0) @binding(3) var<storage, read_write> out: array<f32>;
-@group(0) @binding(4) var<storage, read_write> info: array<u32>; // N, C, rows per modulation, centre, eps bits, offset bits, has_a, has_b
+@group(0) @binding(4) var<storage, read_write> info: array<u32>; // N, C, rows per modulation, eps bits, offset bits, has_a, has_b
 
 var<workgroup> partial: array<f32, 64>;
 
@@ -32,7 +34,7 @@ fn main(@builtin(workgroup_id) group_id: vec3<u32>, @builtin(local_invocation_id
     let from_row = min(row, info[0] - 1u) * width;
 
     var mean = 0.0;
-    if (info[3] == 1u) {
+    if (CENTRE) {
         var sum = 0.0;
         for (var c = local.x; c < width; c += 64u) { sum += x[from_row + c]; }
         mean = total(local.x, sum) / f32(width);
@@ -42,13 +44,13 @@ fn main(@builtin(workgroup_id) group_id: vec3<u32>, @builtin(local_invocation_id
         let d = x[from_row + c] - mean;
         squares += d * d;
     }
-    let inverse = 1.0 / sqrt(total(local.x, squares) / f32(width) + bitcast<f32>(info[4]));
+    let inverse = 1.0 / sqrt(total(local.x, squares) / f32(width) + bitcast<f32>(info[3]));
     let from_mod = min(row, info[0] - 1u) / info[2] * width;
     if (live) {
         for (var c = local.x; c < width; c += 64u) {
             var v = (x[from_row + c] - mean) * inverse;
-            if (info[6] == 1u) { v *= bitcast<f32>(info[5]) + a[from_mod + c]; }
-            if (info[7] == 1u) { v += b[from_mod + c]; }
+            if (info[5] == 1u) { v *= bitcast<f32>(info[4]) + a[from_mod + c]; }
+            if (info[6] == 1u) { v += b[from_mod + c]; }
             out[from_row + c] = v;
         }
     }
