@@ -34,6 +34,7 @@ test('a prompt becomes an MP4 of the promised size, length and codec', async () 
 	assert.match(red.mimeType, /^video\/mp4/);
 	assert.equal(red.count, 17);
 	assert.equal(red.pixels.length, 17 * 128 * 128 * 4);
+	assert.ok(red.previews >= 1, 'the picture is shown while it forms');
 
 	const input = new Input({ source: new BufferSource(red.file), formats: ALL_FORMATS });
 	const track = await input.getPrimaryVideoTrack();

@@ -27,7 +27,7 @@ test('the page works from a sub-path and asks no other host', async () => {
 test('the built-in model says what it is before it is downloaded', async () => {
 	const page = await site.open();
 	assert.match(await page.locator('#fact-model').innerText(), /128 × 128, 17 frames at 12/);
-	assert.match(await page.locator('#consent').innerText(), /downloads \d+(\.\d)? MB once/);
+	assert.match(await page.locator('#consent').innerText(), /downloads the model, \d+(\.\d)? MB, once/);
 	assert.ok((await page.locator('.chip').count()) > 0);
 	await page.locator('.chip').first().click();
 	assert.equal(await page.inputValue('#prompt'), await page.locator('.chip').first().innerText());

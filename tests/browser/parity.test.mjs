@@ -30,7 +30,7 @@ async function runStages(device, inputs) {
 	const outputs = await page.evaluate(
 		async ({ device, inputs }) => {
 			const { default: init, Engine } = await import(new URL('engine/kinora.js', document.baseURI).href);
-			await init();
+			await init({ module_or_path: fetch('engine/kinora_bg.wasm') });
 			const text = async (name) => (await fetch(`tiny/${name}`)).text();
 			const manifest = await text('manifest.json');
 			const engine = await Engine.create(manifest, await text('tokenizer.json'), { device });

@@ -82,6 +82,8 @@ export function outcome(page) {
 				new Promise((resolve) => {
 					const video = document.querySelector('kinora-video');
 					const progress = [];
+					let previews = 0;
+					video.addEventListener('frame', ({ detail }) => (previews += detail.index === undefined ? 1 : 0));
 					video.addEventListener('progress', ({ detail }) => progress.push(detail));
 					const base64 = async (blob) => {
 						const reader = new FileReader();
@@ -91,7 +93,7 @@ export function outcome(page) {
 						return reader.result.split(',')[1] ?? '';
 					};
 					const onResult = async ({ detail: { frames, blob, ...rest } }) =>
-						resolve({ ...rest, progress, pixels: await base64(new Blob(frames)), count: frames.length, file: await base64(blob) });
+						resolve({ ...rest, progress, previews, pixels: await base64(new Blob(frames)), count: frames.length, file: await base64(blob) });
 					video.addEventListener('result', onResult, { once: true });
 					video.addEventListener('error', ({ detail: { code, message, retryable } }) => resolve({ progress, error: { code, message, retryable } }), { once: true });
 				}),

@@ -29,7 +29,8 @@ async function main() {
 			const first = await generate(opened, PROMPT, 7);
 			const { adapter, software } = first.engine;
 			visits.push({ device, opened, times: [] });
-			console.log(`browser ${device}: ${adapter}${software ? ' (emulated on the CPU: says nothing about GPUs)' : ''}, first clip ${(first.timings.total / 1000).toFixed(2)} s with loading`);
+			const on = device === 'cpu' ? '' : `: ${adapter}${software ? ' (emulated on the CPU: says nothing about GPUs)' : ''}`;
+			console.log(`browser ${device}${on}, first clip ${(first.timings.total / 1000).toFixed(2)} s with loading`);
 		}
 		for (let clip = 0; clip < clips; clip++) {
 			for (const { opened, times } of visits) {

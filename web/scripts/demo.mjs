@@ -36,7 +36,7 @@ function report(result, path) {
 		['clip', `${result.width} x ${result.height}, ${result.frames} frames at ${result.fps} per second, ${result.codec}`],
 		['seed', result.seed],
 		['model', result.model],
-		['device', `${engine.device}: ${engine.adapter}${engine.software ? ' (emulated on the CPU)' : ''}`],
+		['device', engine.device === 'cpu' ? 'cpu' : `webgpu: ${engine.adapter}${engine.software ? ' (emulated on the CPU)' : ''}`],
 		['downloaded', `${(result.bytesDownloaded / 1e6).toFixed(1)} MB`],
 		['engine start', seconds(timings.engine)],
 		['download', seconds(timings.download)],

@@ -334,6 +334,9 @@ export class KinoraVideo extends HTMLElement {
 			throw new KinoraError('network', 'The video encoder could not be downloaded.', { retryable: true, cause });
 		});
 
+		// WebGPU inside WebAssembly does not learn the adapter's name; the page does.
+		const engine = { ...opened.info, adapter: (device === 'webgpu' && probe?.adapter) || opened.info.adapter };
+
 		this.#setState('generating');
 		report('text', 0);
 		const frames: Uint8Array[] = [];
@@ -357,7 +360,7 @@ export class KinoraVideo extends HTMLElement {
 			seed: request.seed,
 			frames,
 			model: manifest.name,
-			engine: opened.info,
+			engine,
 			unknownWords,
 			checks: loaded.checks,
 			bytesDownloaded: opened.bytes + loaded.bytes,

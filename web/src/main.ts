@@ -4,6 +4,8 @@ import { KinoraError, toKinoraError } from './errors.js';
 import { megabytes, quoted, roughly, seconds } from './format.js';
 import { ACTIONS, STAGES, consent, deviceNotice, explain, type Action } from './messages.js';
 
+declare const __ENGINE_BYTES__: number;
+
 customElements.define('kinora-video', KinoraVideo);
 
 const EXAMPLES_SHOWN = 5;
@@ -95,7 +97,7 @@ function showAvailability({ manifest, probe, device: used, stored }: Availabilit
 	element('fact-download', HTMLElement).textContent = stored ? `${megabytes(manifest.totalBytes)}, kept on this device` : `${megabytes(manifest.totalBytes)}, once`;
 	const adapter = probe?.adapter ? ` (${probe.adapter}${probe.software ? ', emulated' : ''})` : '';
 	element('fact-device', HTMLElement).textContent = used === 'webgpu' ? `GPU${adapter}` : `CPU${probe?.problem === undefined && adapter ? `; the GPU${adapter} is slower` : ''}`;
-	put('consent', consent(manifest.totalBytes, stored));
+	put('consent', consent(manifest.totalBytes, __ENGINE_BYTES__, stored));
 	put('device-notice', deviceNotice(probe, used, forced));
 	element('delete', HTMLElement).hidden = !stored;
 
@@ -201,7 +203,7 @@ function showResult(result: VideoResult): void {
 		void showKept();
 	}
 	const { device: used, adapter, software } = result.engine;
-	element('fact-device', HTMLElement).textContent = used === 'webgpu' ? `GPU (${adapter}${software ? ', emulated' : ''})` : `CPU (${adapter})`;
+	element('fact-device', HTMLElement).textContent = used === 'webgpu' ? `GPU (${adapter}${software ? ', emulated' : ''})` : 'CPU';
 	labelPlay();
 	hand(player, play);
 	say(`The video is ready: ${seconds(length)}, seed ${result.seed}.`);
@@ -213,7 +215,7 @@ function labelPlay(): void {
 
 async function showKept(): Promise<void> {
 	const { manifest } = await video.availability();
-	put('consent', consent(manifest.totalBytes, true));
+	put('consent', consent(manifest.totalBytes, __ENGINE_BYTES__, true));
 	element('fact-download', HTMLElement).textContent = `${megabytes(manifest.totalBytes)}, kept on this device`;
 	element('delete', HTMLElement).hidden = false;
 }

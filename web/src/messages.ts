@@ -31,7 +31,7 @@ export interface Explanation {
 }
 
 /** What computing on the CPU means, said wherever it is offered. */
-export const CPU_COST = 'The picture is the same, but it takes more time: expect a minute rather than seconds.';
+export const CPU_COST = 'The video is as good, but it takes more time: from a few seconds to a minute.';
 
 const FIXED: Readonly<Partial<Record<ErrorCode, Explanation>>> = {
 	'empty-prompt': { text: 'There is nothing to draw yet. Describe a scene in a few words.', action: 'edit' },
@@ -92,8 +92,9 @@ export function deviceNotice(report: ProbeReport | undefined, device: Device, fo
 	}
 }
 
-export function consent(bytes: number, stored: boolean): string {
+/** @param engine bytes of the engine at most; the browser's own cache decides how long it is kept */
+export function consent(bytes: number, engine: number, stored: boolean): string {
 	return stored
-		? 'The model is on this device already. Nothing has to be downloaded.'
-		: `The first video downloads ${megabytes(bytes)} once. After that everything stays on this device.`;
+		? 'The model is on this device already. It does not have to be downloaded again.'
+		: `The first video downloads the model, ${megabytes(bytes)}, once, and the engine, ${megabytes(engine)} at most. After that everything stays on this device.`;
 }

@@ -189,6 +189,7 @@ async function run(generation: Generation, emit: Emit<'generate'>, signal: Abort
 		const value = await work;
 		return [value, performance.now() - begun];
 	};
+	let previewTime = 0;
 	emit({ kind: 'text', width, height, frames, fps, steps });
 	for (;;) {
 		await checkpoint(signal);
@@ -198,10 +199,12 @@ async function run(generation: Generation, emit: Emit<'generate'>, signal: Abort
 		}
 		timings.steps.push(milliseconds);
 		emit({ kind: 'step', index: step.index, steps: step.steps, sigma: step.sigma });
-		// The last estimate is the clip itself, which is decoded next.
-		if (step.index + 1 < steps) {
+		// One preview in any case, and more where they are cheaper than the steps between them. The last estimate is the
+		// clip itself, which is decoded next.
+		if (step.index + 1 < steps && previewTime <= milliseconds) {
 			await checkpoint(signal);
 			const [rgba, spent] = await time(generation.preview());
+			previewTime = spent;
 			timings.preview += spent;
 			emit({ kind: 'preview', width, height, rgba }, [rgba.buffer as ArrayBuffer]);
 		}
