@@ -24,9 +24,8 @@ from .autoencoder import psnr
 from .data import LatentData, encode
 from .make_latents import load_autoencoder
 from .model import TextToVideo
-from .optim import Muon, groups
-from .progress import note
-from .train_teacher import REPORTS, average, is_matrix, masked_loss, noised, save, show
+from .progress import REPORTS, note
+from .train_teacher import average, masked_loss, noised, optimiser_for, save, show
 
 
 @torch.no_grad()
@@ -78,7 +77,7 @@ def main():
 
     student = copy.deepcopy(teacher).requires_grad_(True)
     ema = copy.deepcopy(teacher)
-    optimiser = Muon(groups(student.named_parameters(), is_matrix, options["muon_lr"], options["lr"]))
+    optimiser = optimiser_for(student, options)
     step, spent, log = 0, 0.0, []
     state_path = work / "student-state.pt"
     if state_path.exists():

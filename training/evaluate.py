@@ -3,7 +3,7 @@
     python -m training.evaluate [--from student|teacher]
 
 The colour check is automatic: pixels far from the same picture's scenery are
-found by hue. Shape, motion and setting are for the eye, from reports/heldout.png.
+found by their tint. Shape, motion and setting are for the eye, from reports/heldout.png.
 """
 
 import json
@@ -13,24 +13,15 @@ import torch
 from . import captions, presets, sampling, tokenizer as tokenizers, world
 from .make_latents import load_autoencoder
 from .model import TextToVideo
+from .progress import REPORTS
 from .sheet import contact_sheet
-from .train_teacher import REPORTS
-
-
-def hue(rgb):
-    """Hue in turns 0..1 and saturation of pictures [..., 3, H, W]."""
-    r, g, b = rgb.unbind(-3)
-    high, low = rgb.max(-3).values, rgb.min(-3).values
-    span = (high - low).clamp_min(1e-4)
-    h = torch.where(high == r, ((g - b) / span) % 6, torch.where(high == g, (b - r) / span + 2, (r - g) / span + 4))
-    return h / 6, span / high.clamp_min(1e-4)
 
 
 def empty_scene(scene, frames):
-    """The rendered scenery of a scene with the object outside the picture."""
+    """The rendered scenery of a scene with the object as a speck in the far distance."""
     clip = world.parameters([scene], frames, presets.VIDEO["width"], presets.VIDEO["height"])
-    clip[..., 2] = 50.0  # x of the object: far to the side
-    clip[..., 6] = 0.0   # drawn as a ball, the cube's outline is not moved
+    clip[..., 4], clip[..., 5] = 1000.0, 1e-3  # z and radius
+    clip[..., 6] = 0.0  # drawn as a ball, the cube's outline is not moved
     rays = world.rays(presets.VIDEO["width"], presets.VIDEO["height"])
     return world._shade(clip, rays, 1.0 / (world.FOCAL * presets.VIDEO["height"]))[0]
 
@@ -38,9 +29,11 @@ def empty_scene(scene, frames):
 def seen_colour(clip, scene):
     """The named colour that most of the pixels unlike the scenery have, or None when there is no object."""
     scenery = empty_scene(scene, len(clip))
-    different = (clip - scenery).abs().amax(1) > 0.25
-    h, saturation = hue(clip.clamp(0, 1))
-    chosen = different & (saturation > 0.35)
+    # another tint, not only another brightness: that may be the shadow
+    alike = torch.nn.functional.cosine_similarity(clip, scenery, dim=1)
+    high = clip.amax(1)
+    saturation = (high - clip.amin(1)) / high.clamp_min(1e-4)
+    chosen = ((clip - scenery).abs().amax(1) > 0.15) & (alike < 0.985) & (saturation > 0.3)
     if chosen.float().sum((1, 2)).mean() < 25:
         return None
     names = list(world.OBJECT)

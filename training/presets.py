@@ -6,6 +6,7 @@ and file layout and raises the budgets. Every stage reads its part from here.
 
 import argparse
 import copy
+import json
 import os
 from pathlib import Path
 
@@ -16,7 +17,7 @@ AUTOENCODER = {
     "image_channels": 3,
     "latent_channels": 32,
     "patch_size": 2,
-    "encoder_channels": [24, 24, 48, 64],
+    "encoder_channels": [32, 32, 48, 64],
     "decoder_channels": [128, 64, 32, 24],
     "encoder_time_downscale": [True, True, False],
     "decoder_time_upscale": [False, True, True],
@@ -54,21 +55,21 @@ TRANSFORMER = {
 CPU = {
     "device": "cpu",
     "seed": 20240,
-    "autoencoder": {"minutes": 20, "batch": 8, "crop": 48, "frames": 5, "lr": 1e-3, "pool": 64},
-    "decoder": {"minutes": 40, "batch": 2, "lr": 8e-4, "pool": 96},
-    "latents": {"clips": 6000, "shard": 256, "batch": 8, "minutes": 12},
-    "teacher": {"minutes": 45, "batch": 16, "lr": 1e-3, "muon_lr": 4e-3, "ema": 0.99, "given": 0.15},
-    "distill": {"minutes": 20, "batch": 16, "lr": 3e-4, "muon_lr": 1e-3, "ema": 0.97, "given": 0.15, "guidance": 3.0, "steps": 4,
+    "autoencoder": {"minutes": 14, "batch": 6, "frames": 9, "crop": 64, "lr": 2e-3, "muon_lr": 0, "pool": 96},
+    "decoder": {"minutes": 30, "batch": 2, "lr": 8e-4, "pool": 96},
+    "latents": {"clips": 6000, "shard": 256, "batch": 8, "minutes": 9},
+    "teacher": {"minutes": 30, "batch": 32, "lr": 1e-3, "muon_lr": 0, "ema": 0.99, "given": 0.15},
+    "distill": {"minutes": 12, "batch": 16, "lr": 3e-4, "muon_lr": 0, "ema": 0.97, "given": 0.15, "guidance": 3.0, "steps": 4,
                 "substeps": 3},
 }
 
 GPU = copy.deepcopy(CPU)
 GPU["device"] = "cuda"
-GPU["autoencoder"].update(minutes=30, batch=32, crop=128, frames=17, pool=2048)
+GPU["autoencoder"].update(muon_lr=2e-3, minutes=30, batch=32, frames=17, pool=2048)
 GPU["decoder"].update(minutes=20, batch=16, pool=1024)
 GPU["latents"].update(clips=200000, shard=4096, batch=64, minutes=20)
-GPU["teacher"].update(minutes=60, batch=256, ema=0.9995, given=0.25)
-GPU["distill"].update(minutes=30, batch=256)
+GPU["teacher"].update(minutes=60, batch=256, muon_lr=4e-3, ema=0.9995, given=0.25)
+GPU["distill"].update(minutes=30, batch=256, muon_lr=1e-3, given=0.25)
 
 PRESETS = {"cpu": CPU, "gpu": GPU}
 
@@ -89,6 +90,8 @@ def arguments(stage, description):
     parser.add_argument("--minutes", type=float, help="wall time of this run of the stage")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--eager", action="store_true", help="do not use torch.compile")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
+                        help="change one setting of the stage, a JSON value")
     parser.set_defaults(stage=stage)
     return parser
 
@@ -103,5 +106,10 @@ def settings(args):
     options["seed"] = preset["seed"]
     if args.minutes is not None:
         options["minutes"] = args.minutes
+    for change in args.set:
+        key, _, value = change.partition("=")
+        if key not in options:
+            raise SystemExit(f"unknown setting {key!r} of {args.stage}; known: {', '.join(sorted(options))}")
+        options[key] = json.loads(value)
     torch.set_num_threads(args.threads)
     return options

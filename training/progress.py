@@ -1,7 +1,10 @@
-"""One line of progress per event, printed and kept in status.txt of the work folder."""
+"""One line of progress per event, printed and kept in status.txt of the work folder; the reports folder."""
 
 import os
 import time
+from pathlib import Path
+
+REPORTS = Path(os.environ.get("KINORA_REPORTS") or Path(__file__).parent / "reports")
 
 
 def note(work, text):

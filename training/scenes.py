@@ -32,7 +32,7 @@ ATTRIBUTES = {
     "camera": CAMERAS,
 }
 
-RADIUS = {"small": 0.25, "big": 0.40}
+RADIUS = {"small": 0.30, "big": 0.44}
 CUBE_SCALE = 0.86  # half edge of a cube relative to the ball of the same size
 DISTANCE = 3.2
 PAN = math.radians(8.0)  # the camera turns from one side of the middle to the other

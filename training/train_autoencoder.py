@@ -1,8 +1,8 @@
-"""Stage 1: train the autoencoder on crops of rendered clips.
+"""Stage 1: train the autoencoder on stretches of rendered clips.
 
     python -m training.train_autoencoder [--preset cpu] [--minutes 20]
 
-Loss: L1 + L2 + the L1 of picture gradients. During training the latents pass an
+Loss: L1, L2 and the L1 of picture gradients. During training the latents pass an
 affine-free batch normalisation; at the end its exact statistics over whole clips
 are folded into the last encoder convolution. Writes autoencoder.pt and
 autoencoder.json (PSNR in dB on held-out scenes) into the work folder; resumes
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from . import presets, scenes, world
 from .autoencoder import Autoencoder, psnr
 from .optim import Muon, groups
-from .progress import note
+from .progress import REPORTS, note
 
 
 class Pool:
@@ -46,14 +46,25 @@ class Pool:
             self.cursor += 1
 
     def crops(self, count, size, frames):
+        """Stretches of `frames` frames: [B, T, 3, size, size] in 0..1, half of them around a salient place."""
         out = []
-        for _ in range(count):
+        for index in range(count):
             clip = self.clips[self.rng.randrange(len(self.clips))]
             t = self.rng.randrange(clip.shape[0] - frames + 1)
-            y = 2 * self.rng.randrange((clip.shape[2] - size) // 2 + 1)
-            x = 2 * self.rng.randrange((clip.shape[3] - size) // 2 + 1)
-            out.append(clip[t:t + frames, :, y:y + size, x:x + size])
-        return torch.stack(out).float() / 255
+            clip = clip[t:t + frames].float() / 255
+            height, width = clip.shape[2:]
+            y, x = self.rng.randrange(height - size + 1), self.rng.randrange(width - size + 1)
+            if index % 2 and size < height:
+                place = torch.multinomial(salience(clip[frames // 2]).flatten().square(), 1).item()
+                y = min(max(place // width - size // 2, 0), height - size)
+                x = min(max(place % width - size // 2, 0), width - size)
+            out.append(clip[..., y:y + size, x:x + size])
+        return torch.stack(out)
+
+
+def salience(video):
+    """How far each pixel is from the middle colour of its row, 0..1: high on objects, low on sky and ground."""
+    return ((video - video.median(-1, keepdim=True).values).abs().mean(-3) / 0.25).clamp(0, 1)
 
 
 def gradients(x):
@@ -61,21 +72,27 @@ def gradients(x):
 
 
 def reconstruction_loss(out, target):
-    loss = (out - target).abs().mean() + 2.0 * (out - target).square().mean()
+    """L1, L2 and the L1 of gradients; small objects count more than wide skies, or they are learnt last."""
+    weight = 1.0 + 4.0 * salience(target).unsqueeze(-3)
+    weight = weight / weight.mean()
+    loss = ((out - target).abs() * weight).mean() + 2.0 * ((out - target).square() * weight).mean()
     for a, b in zip(gradients(out), gradients(target)):
         loss = loss + 0.5 * (a - b).abs().mean()
     return loss
 
 
-def normalise(latents, statistics, momentum=0.05, train=True):
-    """Batch normalisation over clips, frames and positions, without scale and shift."""
+def normalise(latents, statistics, momentum=0.01, train=True):
+    """Latents at about zero mean and unit variance per channel, by slowly moving statistics.
+
+    Not by those of the batch: a batch of a few crops has a mean colour of its own, and subtracting it would hide from
+    the decoder what colour everything is.
+    """
     if train:
-        mean, var = latents.mean((0, 2, 3, 4)), latents.var((0, 2, 3, 4))
         with torch.no_grad():
+            mean, var = latents.mean((0, 2, 3, 4)), latents.var((0, 2, 3, 4))
             statistics["mean"].lerp_(mean, momentum)
             statistics["var"].lerp_(var, momentum)
-    else:
-        mean, var = statistics["mean"], statistics["var"]
+    mean, var = statistics["mean"], statistics["var"]
     return (latents - mean[:, None, None, None]) * torch.rsqrt(var + 1e-4)[:, None, None, None]
 
 
@@ -94,7 +111,7 @@ def main():
     model = Autoencoder(presets.AUTOENCODER).to(device)
     model.to(memory_format=torch.channels_last)
     model.channels_last = True
-    optimiser = Muon(groups(model.named_parameters(), lambda n, p: False, options["lr"], options["lr"]))
+    optimiser = Muon(groups(model.named_parameters(), lambda n, p: options["muon_lr"] > 0, options["muon_lr"], options["lr"]))
     channels = presets.AUTOENCODER["latent_channels"]
     statistics = {"mean": torch.zeros(channels, device=device), "var": torch.ones(channels, device=device)}
     step, spent, seen = 0, 0.0, 0
@@ -122,14 +139,10 @@ def main():
             break
         # warm-up, flat, then a linear fall over the last 40 %
         optimiser.set_scale(min(1.0, (step + 1) / 40, max(1.0 - done, 0.0) / 0.4 + 0.01))
-        # small crops first, larger and longer ones in the second half
-        late = done > 0.6
-        size = options["crop"] * 4 // 3 if late else options["crop"]
-        frames = min(options["frames"] + 4, presets.VIDEO["frames"]) if late else options["frames"]
-        size, count = min(size, presets.VIDEO["height"]), options["batch"] // 2 if late else options["batch"]
-        video = pool.crops(count, size, frames).to(device)
-        latents = normalise(model.encode(video), statistics)
-        strength = 0.12 * torch.rand(len(video), 1, 1, 1, 1, device=device)
+        count = options["batch"]
+        video = pool.crops(count, options["crop"], options["frames"]).to(device)
+        latents = normalise(model.encode(video), statistics, momentum=max(0.01, 1 / (step + 1)))
+        strength = 0.08 * torch.rand(len(video), 1, 1, 1, 1, device=device)
         out = model.decode(latents + strength * torch.randn_like(latents))
         loss = reconstruction_loss(out, video)
         loss.backward()
@@ -138,7 +151,7 @@ def main():
         model.zero_grad(set_to_none=True)
         step, seen = step + 1, seen + count
         losses.append(loss.item())
-        if step % 20 == 0:
+        if step % 30 == 0:
             pool.refresh()
         if step % 100 == 0:
             quality, _ = evaluate(model, statistics, held[:4])
@@ -149,7 +162,7 @@ def main():
             last_save = time.time()
             save(state_path, model, optimiser, statistics, step, elapsed, seen, log)
     save(state_path, model, optimiser, statistics, step, elapsed, seen, log)
-    finish(model, pool, statistics, held, work, {"steps": step, "crops": seen, "minutes": elapsed / 60,
+    finish(model, pool, statistics, held, work, {"steps": step, "stretches": seen, "minutes": elapsed / 60,
                                                  "seed": options["seed"], "log": log[-1:]})
 
 
@@ -172,14 +185,9 @@ def finish(model, pool, statistics, held, work, facts):
     (work / "autoencoder.json").write_text(json.dumps(facts))
     from .sheet import contact_sheet
     rows = [torch.cat([held[i], out[i].clamp(0, 1)], 2) for i in range(6)]
-    contact_sheet(rows, [""] * 6, presets_reports() / "autoencoder.png", [0, 4, 8, 12, 16])
+    contact_sheet(rows, [""] * 6, REPORTS / "autoencoder.png", [0, 4, 8, 12, 16])
     note(work, f"autoencoder: finished, {facts['steps']} steps, {facts['minutes']:.0f} min, "
                f"held-out {facts['psnr_db']} dB")
-
-
-def presets_reports():
-    from pathlib import Path
-    return Path(__file__).parent / "reports"
 
 
 if __name__ == "__main__":

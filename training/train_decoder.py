@@ -19,9 +19,9 @@ from . import presets, scenes, world
 from .autoencoder import psnr
 from .make_latents import load_autoencoder
 from .optim import Muon, groups
-from .progress import note
+from .progress import REPORTS, note
 from .sheet import contact_sheet
-from .train_autoencoder import presets_reports, reconstruction_loss
+from .train_autoencoder import reconstruction_loss
 from .train_teacher import average, save
 
 
@@ -103,7 +103,7 @@ def main():
     facts = {"steps": step, "minutes": elapsed / 60, "psnr_db": round(psnr(out, held), 2)}
     (work / "decoder.json").write_text(json.dumps(facts))
     rows = [torch.cat([held[i], out[i].clamp(0, 1)], 2) for i in range(6)]
-    contact_sheet(rows, [""] * 6, presets_reports() / "autoencoder.png", [0, 4, 8, 12, 16])
+    contact_sheet(rows, [""] * 6, REPORTS / "autoencoder.png", [0, 4, 8, 12, 16])
     note(work, f"decoder: finished, {step} steps, {elapsed / 60:.0f} min, held-out {facts['psnr_db']} dB")
 
 

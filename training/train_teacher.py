@@ -12,7 +12,6 @@ import copy
 import json
 import random
 import time
-from pathlib import Path
 
 import torch
 
@@ -21,11 +20,10 @@ from .data import LatentData, given_frames, shifted
 from .make_latents import load_autoencoder
 from .model import TextToVideo
 from .optim import Muon, groups
-from .progress import note
+from .progress import REPORTS, note
 from .sheet import contact_sheet
 
 SHIFT = 3.0  # training sigmas lean towards noise, as sampling does
-REPORTS = Path(__file__).parent / "reports"
 
 
 def is_matrix(name, parameter):
@@ -34,7 +32,9 @@ def is_matrix(name, parameter):
 
 
 def optimiser_for(model, options):
-    return Muon(groups(model.named_parameters(), is_matrix, options["muon_lr"], options["lr"], 0.01))
+    """Muon when the settings give it a rate, else AdamW throughout."""
+    matrix = is_matrix if options["muon_lr"] > 0 else lambda name, parameter: False
+    return Muon(groups(model.named_parameters(), matrix, options["muon_lr"], options["lr"], 0.01))
 
 
 def noised(latents, options, rng):
