@@ -98,8 +98,9 @@ for (const colorScheme of ['light', 'dark']) {
 		const page = await site.open(CPU, { viewport: { width: 360, height: 740 }, colorScheme });
 		const overflow = () => page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
 		assert.equal(await overflow(), 0);
-		await make(page, { ...REQUEST, prompt: 'a red helicopter bounces on green grass' });
+		await make(page, { ...REQUEST, prompt: 'a red dog on green grass' });
 		await page.locator('#player').waitFor();
+		assert.match(await page.locator('#words').innerText(), /“dog”/);
 		assert.equal(await overflow(), 0);
 		const small = await page.evaluate(() =>
 			[...document.querySelectorAll('button, select, input, a')]
