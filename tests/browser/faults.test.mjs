@@ -114,6 +114,20 @@ test('a browser that refuses to store the model makes the video and says so', as
 	assert.match(await page.locator('#consent').innerText(), /did not keep the model/);
 });
 
+test('a site that was updated while the page was open: trying again takes the new model', async () => {
+	const old = structuredClone(site.tiny.manifest);
+	old.shards[0].path = 'tiny-of-last-year.bin';
+	let updated = false;
+	const page = await site.open(CPU, {
+		prepare: (context) => context.route('**/tiny/manifest.json', (route) => (updated ? route.continue() : route.fulfill({ json: old }))),
+	});
+	assert.equal((await generate(page, REQUEST)).error?.code, 'network');
+	updated = true;
+	const recovered = outcome(page);
+	await page.click('#failure-action');
+	assert.equal((await recovered).hash, reference);
+});
+
 for (const [what, body] of [
 	['is not JSON', '{"schema_version": 1,'],
 	['has no shards', JSON.stringify({ schema_version: 1, name: 'x', video: { fps: 12, sizes: [{ width: 64, height: 64, frames: [5] }] } })],

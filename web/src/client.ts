@@ -10,8 +10,8 @@ declare const __BUILD__: string;
 /** Milliseconds a cancelled call may take to end by itself; a CPU denoising step cannot be interrupted from inside. */
 const CANCEL_PATIENCE = 1500;
 
-/** After these the engine's memory is gone, full or suspect. A failed module import would also be remembered. */
-const FATAL: readonly ErrorCode[] = ['device-lost', 'out-of-memory', 'wasm', 'internal'];
+/** After these the engine is gone, full, half built or suspect. A failed module import would also be remembered. */
+const FATAL: readonly ErrorCode[] = ['device-lost', 'out-of-memory', 'tensor', 'numeric', 'wasm', 'internal'];
 
 interface Pending {
 	resolve: (value: never) => void;

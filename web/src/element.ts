@@ -9,7 +9,7 @@
 import { Client } from './client.js';
 import { downloadText } from './download.js';
 import type { Device, EngineInfo, SelfCheck, VideoRequest } from './engine.js';
-import { KinoraError, aborted, toKinoraError } from './errors.js';
+import { KinoraError, aborted, toKinoraError, type ErrorCode } from './errors.js';
 import { ShardStore, deleteStoredModels } from './loader.js';
 import { parseManifest, type ModelManifest } from './manifest.js';
 import { STAGES } from './messages.js';
@@ -111,6 +111,9 @@ const STYLE = `
 	@media (prefers-reduced-motion: reduce) { canvas, video { transition: none; } }
 `;
 
+/** Failures that a newer manifest may cure: the site can have been updated since this page was opened. */
+const STALE: readonly ErrorCode[] = ['network', 'integrity', 'manifest', 'tensor', 'tokenizer'];
+
 function seedOf(value: string | null): number | undefined {
 	return value === null || value.trim() === '' ? undefined : Number(value);
 }
@@ -139,6 +142,7 @@ export class KinoraVideo extends HTMLElement {
 	readonly #video = document.createElement('video');
 	#availability: Promise<Availability> | undefined;
 	#manifestText = '';
+	#device: Device | undefined;
 	#state: State = 'idle';
 	#run: AbortController | undefined;
 	#result: VideoResult | undefined;
@@ -172,6 +176,11 @@ export class KinoraVideo extends HTMLElement {
 
 	get state(): State {
 		return this.#state;
+	}
+
+	/** What is computed on, once that has been decided. */
+	get device(): Device | undefined {
+		return this.#device;
 	}
 
 	/** The last finished clip. */
@@ -216,7 +225,8 @@ export class KinoraVideo extends HTMLElement {
 		const manifest = parseManifest(this.#manifestText);
 		const probe = forced === 'cpu' ? undefined : await this.#client.probe(manifest.features);
 		const stored = await (await ShardStore.open()).has(manifest.shards);
-		return { manifest, probe, device: forced ?? probe?.device ?? 'cpu', stored };
+		this.#device = forced ?? probe?.device ?? 'cpu';
+		return { manifest, probe, device: this.#device, stored };
 	}
 
 	/** Makes one video. Downloads the model first when it is not here yet. */
@@ -248,6 +258,9 @@ export class KinoraVideo extends HTMLElement {
 		} catch (thrown) {
 			const error = signal.aborted ? aborted() : toKinoraError(thrown);
 			this.#restore();
+			if (STALE.includes(error.code)) {
+				this.#availability = undefined;
+			}
 			this.#setState(error.code === 'aborted' ? 'idle' : 'error');
 			if (error.code !== 'aborted') {
 				this.#emit('error', error);

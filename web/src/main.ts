@@ -77,8 +77,8 @@ function hand(shown: HTMLElement | undefined, next: HTMLElement): void {
 	}
 }
 
-function showFailure(error: KinoraError, used: 'webgpu' | 'cpu'): void {
-	const explanation = explain(error, used);
+function showFailure(error: KinoraError): void {
+	const explanation = explain(error, video.device ?? 'cpu');
 	action = explanation.action;
 	element('failure-text', HTMLElement).textContent = explanation.text;
 	const button = element('failure-action', HTMLButtonElement);
@@ -128,7 +128,7 @@ async function look(): Promise<void> {
 			panel(video.result ? player : undefined);
 		}
 	} catch (error) {
-		showFailure(toKinoraError(error), 'cpu');
+		showFailure(toKinoraError(error));
 	}
 }
 
@@ -153,11 +153,7 @@ async function start(): Promise<void> {
 			say('Cancelled.');
 			return;
 		}
-		const used = await video.availability().then(
-			(found) => found.device,
-			() => 'cpu' as const,
-		);
-		showFailure(error, used);
+		showFailure(error);
 	}
 }
 
