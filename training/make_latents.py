@@ -5,6 +5,8 @@
 Writes latents-NNNN.npz shards (f16 latents [N, C, F, H, W] and the scenes as
 JSON) into the work folder; captions are drawn from the scenes when training.
 Stops at the preset's number of clips or when the time is over; run again to go on.
+With --ahead only pictures are rendered (clips-NNNN.npy, removed once encoded):
+that may be done while the autoencoder still trains.
 """
 
 import json
@@ -42,32 +44,56 @@ def load_shards(work, first=0):
     return (torch.cat(latents) if latents else None), described, first
 
 
+def render_shard(work, options, index, eager):
+    """Scenes of a shard and its clips as bytes [N, T, 3, H, W], from clips-NNNN.npy if rendered ahead."""
+    video = presets.VIDEO
+    rng = random.Random(f"{options['seed']}-latents-{index}")
+    batch = [scenes.random_scene(rng) for _ in range(options["shard"])]
+    path = clips_path(work, index)
+    if path.exists():
+        return batch, torch.from_numpy(np.load(path))
+    clips = []
+    for i in range(0, len(batch), options["batch"]):
+        rendered = world.render(batch[i:i + options["batch"]], video["width"], video["height"], video["frames"],
+                                options["device"], eager)
+        clips.append((rendered * 255).round().byte().cpu())
+    return batch, torch.cat(clips)
+
+
+def clips_path(work, index):
+    return work / f"clips-{index:04d}.npy"
+
+
+def write(path, save):
+    """Write through a temporary file, so that a reader never sees half a shard."""
+    temporary = path.with_name("part-" + path.name)
+    save(temporary)
+    temporary.replace(path)
+
+
 def main():
-    args = presets.arguments("latents", __doc__).parse_args()
+    parser = presets.arguments("latents", __doc__)
+    parser.add_argument("--ahead", action="store_true", help="only render")
+    args = parser.parse_args()
     options, work = presets.settings(args), presets.work_dir(args.work)
-    device, video = options["device"], presets.VIDEO
-    model = load_autoencoder(work, device)
+    device = options["device"]
+    model = None if args.ahead else load_autoencoder(work, device)
     deadline = time.time() + 60 * options["minutes"]
-    shards = -(-options["clips"] // options["shard"])
-    note(work, "latents: rendering and encoding starts")
+    note(work, f"latents: rendering {'ahead' if args.ahead else 'and encoding'} starts")
     count = 0
-    for index in range(shards):
-        if shard_path(work, index).exists():
-            count += options["shard"]
-            continue
-        rng = random.Random(f"{options['seed']}-latents-{index}")
-        batch = [scenes.random_scene(rng) for _ in range(options["shard"])]
-        latents = []
-        for i in range(0, len(batch), options["batch"]):
-            clips = world.render(batch[i:i + options["batch"]], video["width"], video["height"], video["frames"],
-                                 device, args.eager)
-            with torch.no_grad():
-                latents.append(model.encode(clips).half().cpu())
-        path = shard_path(work, index)
-        temporary = path.with_suffix(".tmp.npz")
-        np.savez(temporary, latents=torch.cat(latents).numpy(), scenes=np.array(json.dumps(batch)))
-        temporary.replace(path)
-        count += len(batch)
+    for index in range(-(-options["clips"] // options["shard"])):
+        path = clips_path(work, index) if args.ahead else shard_path(work, index)
+        if not path.exists():
+            batch, clips = render_shard(work, options, index, args.eager)
+            if args.ahead:
+                write(path, lambda to: np.save(to, clips.numpy()))
+            else:
+                with torch.no_grad():
+                    latents = torch.cat([model.encode(part.to(device).float() / 255).half().cpu()
+                                         for part in clips.split(options["batch"])])
+                write(path, lambda to: np.savez(to, latents=latents.numpy(), scenes=np.array(json.dumps(batch))))
+                clips_path(work, index).unlink(missing_ok=True)
+        count += options["shard"]
         if index % 4 == 0:
             print(f"{count} clips", flush=True)
         if time.time() > deadline:

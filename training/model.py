@@ -46,6 +46,8 @@ class TextToVideo(torch.nn.Module):
             for block in self.transformer.blocks:
                 for layer in (block.attn1.to_out[0], block.attn2.to_out[0], block.ffn.net[2]):
                     layer.weight *= 0.5
+                # gates of attention and feed-forward open a little from the start
+                block.scale_shift_table[:, [2, 5]] += 0.3
             self.transformer.proj_out.weight.zero_()
             self.transformer.proj_out.bias.zero_()
 

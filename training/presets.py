@@ -38,7 +38,7 @@ TEXT_ENCODER = {
 }
 
 TRANSFORMER = {
-    "num_layers": 6,
+    "num_layers": 5,
     "num_attention_heads": 4,
     "attention_head_dim": 64,
     "ffn_dim": 1024,
@@ -58,9 +58,9 @@ CPU = {
     "autoencoder": {"minutes": 14, "batch": 6, "frames": 9, "crop": 64, "lr": 2e-3, "muon_lr": 0, "pool": 96},
     "decoder": {"minutes": 30, "batch": 2, "lr": 8e-4, "pool": 96},
     "latents": {"clips": 6000, "shard": 256, "batch": 8, "minutes": 9},
-    "teacher": {"minutes": 30, "batch": 32, "lr": 1e-3, "muon_lr": 0, "ema": 0.99, "given": 0.15},
+    "teacher": {"minutes": 30, "batch": 16, "lr": 1e-3, "muon_lr": 0, "ema": 0.99, "given": 0.15},
     "distill": {"minutes": 12, "batch": 16, "lr": 3e-4, "muon_lr": 0, "ema": 0.97, "given": 0.15, "guidance": 3.0, "steps": 4,
-                "substeps": 3},
+                "substeps": 2},
 }
 
 GPU = copy.deepcopy(CPU)

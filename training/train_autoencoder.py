@@ -121,6 +121,8 @@ def main():
         state = torch.load(state_path, map_location=device)
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
+        for group in optimiser.param_groups:
+            group["base_lr"] = options["lr"]  # --set lr=... counts for the run that goes on
         statistics, step, spent, seen, log = (state[k] for k in ("statistics", "step", "spent", "seen", "log"))
         print(f"resumed at step {step}", flush=True)
 

@@ -10,6 +10,7 @@ and teacher.pt (moving average of the weights), sheets into reports/.
 
 import copy
 import json
+import os
 import random
 import time
 
@@ -77,8 +78,34 @@ def show(model, tokenizer, autoencoder, path, guidance, sigmas, device, prompts=
     return clips
 
 
+def share_gradients(model, figures):
+    """Mean gradients and figures over the processes; two processes of one thread beat one of two on small layers."""
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    flat = torch.cat([p.grad.flatten() for p in parameters] + [torch.tensor(figures, device=parameters[0].device)])
+    torch.distributed.all_reduce(flat)
+    flat /= torch.distributed.get_world_size()
+    parts = flat[:-len(figures)].split([p.numel() for p in parameters])
+    for p, part in zip(parameters, parts):
+        p.grad.copy_(part.view_as(p))
+    return flat[-len(figures):].tolist()
+
+
 def main():
-    args = presets.arguments("teacher", __doc__).parse_args()
+    parser = presets.arguments("teacher", __doc__)
+    parser.add_argument("--processes", type=int, default=1, help="share each batch between so many processes")
+    args = parser.parse_args()
+    if args.processes == 1:
+        train(0, args)
+    else:
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+        os.environ.setdefault("MASTER_PORT", "29517")
+        torch.multiprocessing.spawn(train, (args,), args.processes)
+
+
+def train(rank, args):
+    shared = args.processes > 1
+    if shared:
+        torch.distributed.init_process_group("gloo", rank=rank, world_size=args.processes)
     options, work = presets.settings(args), presets.work_dir(args.work)
     device = options["device"]
     torch.manual_seed(options["seed"])
@@ -94,38 +121,43 @@ def main():
         ema.load_state_dict(state["ema"])
         optimiser.load_state_dict(state["optimiser"])
         step, spent, log = state["step"], state["spent"], state["log"]
-    data = LatentData(work, tokenizer, options["seed"] + step, device)
-    rng = random.Random(options["seed"] + 5 + step)
-    torch.manual_seed(options["seed"] + step)
+    data = LatentData(work, tokenizer, options["seed"] + step + 100003 * rank, device)
+    rng = random.Random(options["seed"] + 5 + step + 100003 * rank)
+    torch.manual_seed(options["seed"] + step + 100003 * rank)
     autoencoder = load_autoencoder(work, device)
     run = model if args.eager else torch.compile(model)
     budget = options["minutes"] * 60
-    note(work, f"teacher: training starts at step {step} with {len(data)} clips, "
-               f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters")
+    if rank == 0:
+        note(work, f"teacher: training starts at step {step} with {len(data)} clips, "
+                   f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters")
     start = last_save = time.time()
+    elapsed = spent
     sheets = int(spent // 480)
     losses = []
-    while True:
-        elapsed = spent + time.time() - start
+    while elapsed < budget:
         done = elapsed / budget
-        if done >= 1:
-            break
         optimiser.set_scale(min((step + 1) / 60, 1.0, max(1.0 - done, 0.0) / 0.35 + 0.01))
-        latents, ids = data.batch(options["batch"])
+        latents, ids = data.batch(options["batch"] // args.processes)
         x, sigmas, target, mask = noised(latents, options, rng)
         loss = masked_loss(run(x, sigmas, ids), target, mask)
         loss.backward()
+        # all processes go by the same clock, their mean one
+        figures = [loss.item(), spent + time.time() - start]
+        value, elapsed = share_gradients(model, figures) if shared else figures
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         model.zero_grad(set_to_none=True)
         step += 1
         average(ema, model, min(options["ema"], (step + 1) / (step + 10)))
-        losses.append(loss.item())
+        losses.append(value)
         if step % 50 == 0:
             log.append((step, round(elapsed), sum(losses) / len(losses)))
             losses = []
-            print(f"step {step} {elapsed:.0f} s loss {log[-1][2]:.4f} clips {len(data)}", flush=True)
             data.refresh()
+        if rank != 0:
+            continue
+        if step % 50 == 0:
+            print(f"step {step} {elapsed:.0f} s loss {log[-1][2]:.4f} clips {len(data)}", flush=True)
         if time.time() - last_save > 180:
             last_save = time.time()
             save(state_path, model=model, ema=ema, optimiser=optimiser, step=step, spent=elapsed, log=log)
@@ -134,6 +166,8 @@ def main():
             sheets = int(elapsed // 480)
             show(ema, tokenizer, autoencoder, work / f"teacher-{sheets:02d}.png", 3.0,
                  sampling.schedule(8, SHIFT), device)
+    if rank != 0:
+        return
     save(state_path, model=model, ema=ema, optimiser=optimiser, step=step, spent=elapsed, log=log)
     torch.save(ema.state_dict(), work / "teacher.pt")
     facts = {"steps": step, "batch": options["batch"], "clips_seen": step * options["batch"],
