@@ -1,10 +1,11 @@
 """Batches for the denoiser: cached latents with freshly drawn captions, and given (clean) frames."""
 
+import math
 import random
 
 import torch
 
-from . import captions
+from . import captions, presets, world
 from .make_latents import load_shards
 
 TOKENS = 28  # longest caption of the grammar, with </s>, fits
@@ -21,16 +22,39 @@ def encode(tokenizer, texts, length=TOKENS):
     return ids
 
 
+def object_weights(described, latents, weight):
+    """Loss weights [N, 1, F, h, w]: `weight` where the object is during the latent frame, 1 elsewhere.
+
+    The object fills few cells; without weights it is what the model learns
+    last. Weights do not move the optimum of the loss, a mean for every element.
+    """
+    video = presets.VIDEO
+    count, rows, columns = latents.shape[2:]
+    p = world.parameters(described, video["frames"], video["width"], video["height"])
+    cos, sin, x, y, z, radius = p[..., :6].unbind(-1)
+    side, ahead = x * cos - z * sin, x * sin + z * cos
+    tilt_cos, tilt_sin = math.cos(world.PITCH), math.sin(world.PITCH)
+    scale = world.FOCAL * rows / (y * tilt_sin + ahead * tilt_cos)
+    u, v = columns / 2 + side * scale, rows / 2 - (y * tilt_cos - ahead * tilt_sin) * scale
+    grid_v, grid_u = torch.meshgrid(torch.arange(rows) + 0.5, torch.arange(columns) + 0.5, indexing="ij")
+    far = torch.maximum((grid_u - u[..., None, None]).abs(), (grid_v - v[..., None, None]).abs())
+    near = (far < (radius * scale + 0.6)[..., None, None]).float()
+    # frame 0 makes latent frame 0, each later latent frame stands for four frames
+    near = torch.cat([near[:, :1], near[:, 1:].unflatten(1, (count - 1, -1)).amax(2)], 1)
+    return (1 + (weight - 1) * near)[:, None].half()
+
+
 class LatentData:
     """Random batches from the shards that exist; `refresh` takes in new ones."""
 
-    def __init__(self, work, tokenizer, seed, device, caption_dropout=0.1):
+    def __init__(self, work, tokenizer, seed, device, caption_dropout=0.1, object_weight=5.0):
         self.work, self.tokenizer, self.device = work, tokenizer, device
-        self.dropout = caption_dropout
+        self.dropout, self.weight = caption_dropout, object_weight
         self.rng = random.Random(seed)
         self.latents, self.scenes, self.next = load_shards(work)
         if self.latents is None:
             raise SystemExit("no latents in the work folder: run python -m training.make_latents first")
+        self.weights = object_weights(self.scenes, self.latents, self.weight)
 
     def __len__(self):
         return len(self.scenes)
@@ -40,14 +64,15 @@ class LatentData:
         if latents is not None:
             self.latents = torch.cat([self.latents, latents])
             self.scenes += described
+            self.weights = torch.cat([self.weights, object_weights(described, latents, self.weight)])
 
     def batch(self, count):
-        """Latents [B, C, F, H, W] and token ids [B, L]; dropped captions are empty (only </s>)."""
+        """Latents [B, C, F, H, W], token ids [B, L] and loss weights [B, 1, F, H, W]; dropped captions are empty (only </s>)."""
         chosen = [self.rng.randrange(len(self.scenes)) for _ in range(count)]
         texts = ["" if self.rng.random() < self.dropout else captions.caption(self.scenes[i], self.rng)
                  for i in chosen]
         return (self.latents[chosen].float().to(self.device),
-                encode(self.tokenizer, texts).to(self.device))
+                encode(self.tokenizer, texts).to(self.device), self.weights[chosen].float().to(self.device))
 
 
 def given_frames(count, frames, share, rng):

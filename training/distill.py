@@ -25,7 +25,8 @@ from .data import LatentData, encode
 from .make_latents import load_autoencoder
 from .model import TextToVideo
 from .progress import REPORTS, note
-from .train_teacher import average, masked_loss, noised, optimiser_for, save, show
+from .train_teacher import (average, masked_loss, noised, optimiser_for, run_shared, save, share_gradients, show,
+                            start_shared)
 
 
 @torch.no_grad()
@@ -59,8 +60,13 @@ def walk(teacher, noise, ids, sigmas, substeps, guidance):
 def main():
     parser = presets.arguments("distill", __doc__)
     parser.add_argument("--choose", action="store_true", help="measure shifts before training")
-    parser.add_argument("--shift", type=float, default=3.0)
-    args = parser.parse_args()
+    parser.add_argument("--shift", type=float, default=3.0, help="sigma shift without --choose")
+    parser.add_argument("--processes", type=int, default=1, help="share each batch between so many processes")
+    run_shared(train, parser.parse_args())
+
+
+def train(rank, args):
+    shared = start_shared(rank, args)
     options, work = presets.settings(args), presets.work_dir(args.work)
     device = options["device"]
     tokenizer = tokenizers.load(work)
@@ -72,6 +78,7 @@ def main():
     if args.choose:
         measured = choose_shift(teacher, tokenizer, autoencoder, options, device)
         shift = max(measured, key=measured.get)
+    if measured and rank == 0:
         note(work, f"distillation: dB of {options['steps']} against 24 steps by shift: {measured}")
     sigmas = sampling.schedule(options["steps"], shift)
 
@@ -87,38 +94,40 @@ def main():
         optimiser.load_state_dict(state["optimiser"])
         step, spent, log, shift = state["step"], state["spent"], state["log"], state["shift"]
         sigmas = sampling.schedule(options["steps"], shift)
-    torch.manual_seed(options["seed"] + 100 + step)
-    rng = random.Random(options["seed"] + 6 + step)
-    data = LatentData(work, tokenizer, options["seed"] + 7 + step, device, caption_dropout=0.0)
+    seed = options["seed"] + 100 + step + 100003 * rank
+    torch.manual_seed(seed)
+    rng = random.Random(seed + 1)
+    data = LatentData(work, tokenizer, seed + 2, device, caption_dropout=0.0)
     run = student if args.eager else torch.compile(student)
     look = teacher if args.eager else torch.compile(teacher)
     budget = options["minutes"] * 60
-    walkers = max(1, options["batch"] // 2)
-    note(work, f"distillation: starts at step {step}, sigmas {[round(s, 4) for s in sigmas]}")
+    batch = max(2, options["batch"] // args.processes)
+    walkers = max(1, batch // 2)
+    if rank == 0:
+        note(work, f"distillation: starts at step {step}, sigmas {[round(s, 4) for s in sigmas]}")
     start = last_save = time.time()
-    losses = []
-    while True:
-        elapsed = spent + time.time() - start
+    elapsed, losses = spent, []
+    while elapsed < budget:
         done = elapsed / budget
-        if done >= 1:
-            break
         optimiser.set_scale(min((step + 1) / 10, 1.0, max(1.0 - done, 0.0) / 0.5 + 0.01))
         texts = [captions.caption(scenes.random_scene(rng), rng) for _ in range(walkers)]
         ids = encode(tokenizer, texts).to(device)
         noise = torch.randn(walkers, *sampling.latent_shape(), device=device)
         x, target = walk(look, noise, ids, sigmas, options["substeps"], options["guidance"])
         level = torch.tensor(sigmas, device=device).repeat_interleave(walkers)[:, None].expand(-1, x.shape[2])
-        parts = list(zip(x.split(options["batch"]), level.split(options["batch"]), target.split(options["batch"]),
-                         ids.repeat(len(sigmas), 1).split(options["batch"])))
+        parts = list(zip(x.split(32), level.split(32), target.split(32),
+                         ids.repeat(len(sigmas), 1).split(32)))
         total = 0.0
         for part_x, part_level, part_target, part_ids in parts:
             loss = (run(part_x, part_level.contiguous(), part_ids) - part_target).square().mean() / len(parts)
             loss.backward()
             total += loss.item()
         if step % 4 == 0:
-            latents, given_ids = data.batch(options["batch"])
+            latents, given_ids, weights = data.batch(batch)
             x, level, target, mask = noised(latents, dict(options, given=1.0), rng)
-            (0.5 * masked_loss(run(x, level, given_ids), target, mask)).backward()
+            (0.5 * masked_loss(run(x, level, given_ids), target, mask * weights)).backward()
+        figures = [total, spent + time.time() - start]
+        total, elapsed = share_gradients(student, figures) if shared else figures
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimiser.step()
         student.zero_grad(set_to_none=True)
@@ -128,19 +137,24 @@ def main():
         if step % 10 == 0:
             log.append((step, round(elapsed), sum(losses) / len(losses)))
             losses = []
+        if rank != 0:
+            continue
+        if step % 10 == 0:
             print(f"step {step} {elapsed:.0f} s loss {log[-1][2]:.4f}", flush=True)
         if time.time() - last_save > 150:
             last_save = time.time()
             save(state_path, model=student, ema=ema, optimiser=optimiser, step=step, spent=elapsed, log=log, shift=shift)
             torch.save(ema.state_dict(), work / "student.pt")
+    if rank != 0:
+        return
     save(state_path, model=student, ema=ema, optimiser=optimiser, step=step, spent=elapsed, log=log, shift=shift)
     torch.save(ema.state_dict(), work / "student.pt")
-    facts = {"steps": step, "walks": step * walkers, "minutes": elapsed / 60, "guidance": options["guidance"],
+    facts = {"steps": step, "walks": step * walkers * args.processes, "minutes": elapsed / 60, "guidance": options["guidance"],
              "substeps": options["substeps"], "sigmas": sigmas, "shift": shift, "shift_db": measured,
              "loss": [(s, round(value, 4)) for s, _, value in log]}
     (work / "student.json").write_text(json.dumps(facts))
     show(ema, tokenizer, autoencoder, REPORTS / "student.png", 1.0, sigmas, device)
-    note(work, f"distillation: finished, {step} steps, {step * walkers} walks, {elapsed / 60:.0f} min, "
+    note(work, f"distillation: finished, {step} steps, {step * walkers * args.processes} walks, {elapsed / 60:.0f} min, "
                f"loss {log[-1][2] if log else float('nan'):.4f}")
 
 

@@ -90,22 +90,30 @@ def share_gradients(model, figures):
     return flat[-len(figures):].tolist()
 
 
+def run_shared(train, args):
+    """Call train(rank, args) in args.processes processes, or in this one."""
+    if args.processes == 1:
+        return train(0, args)
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", "29517")
+    torch.multiprocessing.spawn(train, (args,), args.processes)
+
+
+def start_shared(rank, args):
+    """Join the other processes; false when there are none."""
+    if args.processes > 1:
+        torch.distributed.init_process_group("gloo", rank=rank, world_size=args.processes)
+    return args.processes > 1
+
+
 def main():
     parser = presets.arguments("teacher", __doc__)
     parser.add_argument("--processes", type=int, default=1, help="share each batch between so many processes")
-    args = parser.parse_args()
-    if args.processes == 1:
-        train(0, args)
-    else:
-        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-        os.environ.setdefault("MASTER_PORT", "29517")
-        torch.multiprocessing.spawn(train, (args,), args.processes)
+    run_shared(train, parser.parse_args())
 
 
 def train(rank, args):
-    shared = args.processes > 1
-    if shared:
-        torch.distributed.init_process_group("gloo", rank=rank, world_size=args.processes)
+    shared = start_shared(rank, args)
     options, work = presets.settings(args), presets.work_dir(args.work)
     device = options["device"]
     torch.manual_seed(options["seed"])
@@ -137,9 +145,9 @@ def train(rank, args):
     while elapsed < budget:
         done = elapsed / budget
         optimiser.set_scale(min((step + 1) / 60, 1.0, max(1.0 - done, 0.0) / 0.35 + 0.01))
-        latents, ids = data.batch(options["batch"] // args.processes)
+        latents, ids, weights = data.batch(options["batch"] // args.processes)
         x, sigmas, target, mask = noised(latents, options, rng)
-        loss = masked_loss(run(x, sigmas, ids), target, mask)
+        loss = masked_loss(run(x, sigmas, ids), target, mask * weights)
         loss.backward()
         # all processes go by the same clock, their mean one
         figures = [loss.item(), spent + time.time() - start]
