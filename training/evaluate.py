@@ -48,7 +48,9 @@ def seen_colour(clip, scene):
 
 def main():
     parser = presets.arguments("evaluate", __doc__)
-    parser.add_argument("--from", dest="source", choices=("student", "teacher"), default="student")
+    parser.add_argument("--from", dest="source", choices=("student", "teacher"), default="teacher")
+    parser.add_argument("--steps", type=int, default=4, help="of the teacher")
+    parser.add_argument("--guidance", type=float, default=1.0, help="of the teacher")
     args = parser.parse_args()
     presets.settings(args)
     work = presets.work_dir(args.work)
@@ -61,7 +63,7 @@ def main():
     if args.source == "student":
         sigmas, guidance = json.loads((work / "student.json").read_text())["sigmas"], 1.0
     else:
-        sigmas, guidance = sampling.schedule(16, 3.0), 3.0
+        sigmas, guidance = sampling.schedule(args.steps, 3.0), args.guidance
     latents = sampling.sample(model, tokenizer, list(prompts), list(range(100, 110)), sigmas, guidance)
     with torch.no_grad():
         clips = torch.cat([autoencoder.decode(z[None]) for z in latents]).clamp(0, 1)
@@ -70,9 +72,10 @@ def main():
     for prompt, scene, colour in zip(prompts, described, seen):
         print(f"{'ok ' if colour == scene['colour'] else 'BAD'} saw {colour}: {prompt}")
     print(f"colour right in {right} of {len(prompts)}")
-    contact_sheet(clips, prompts, REPORTS / ("heldout.png" if args.source == "student" else "heldout-teacher.png"))
+    contact_sheet(clips, prompts, REPORTS / "heldout.png")
     (work / "evaluation.json").write_text(json.dumps({"prompts": len(prompts), "colour_right": right,
-                                                      "seeds": [100, 109], "from": args.source}))
+                                                      "seeds": [100, 109], "from": args.source, "steps": len(sigmas),
+                                                      "guidance": guidance}))
 
 
 if __name__ == "__main__":

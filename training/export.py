@@ -1,6 +1,6 @@
 """Stage 6: write the directory `kinora pack` takes: model.json, tokenizer.json, weights.safetensors.
 
-    python -m training.export --out DIR [--from student|teacher]
+    python -m training.export --out DIR [--from teacher|student]
 
 Weights are f32 under the names of the networks: text_encoder.* (transformers),
 transformer.* (diffusers), autoencoder.* (TAEHV).
@@ -70,8 +70,8 @@ def tensors_of(work, source):
 def main():
     parser = presets.arguments("export", __doc__)
     parser.add_argument("--out", required=True, type=Path)
-    parser.add_argument("--from", dest="source", choices=("student", "teacher"), default="student")
-    parser.add_argument("--shift", type=float, help="sigma shift of an undistilled export")
+    parser.add_argument("--from", dest="source", choices=("student", "teacher"), default="teacher")
+    parser.add_argument("--shift", type=float, help="sigma shift of the teacher's sampling steps")
     args = parser.parse_args()
     work = presets.work_dir(args.work)
     tokenizer = tokenizers.load(work)

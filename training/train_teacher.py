@@ -4,7 +4,13 @@
 
 Flow matching: x_s = (1 - s) x0 + s eps, the network predicts eps - x0. A share
 of the rows has given frames: those are clean, at sigma 0, and not in the loss.
-10 % of the captions are dropped for guidance. Writes teacher-state.pt (resumable)
+10 % of the captions are dropped for guidance.
+
+In the last part of the time (`bake`) only the sigmas of the four sampling steps
+are trained and the guidance is added to the target (after Tang et al., "Diffusion
+models without classifier-free guidance", 2025, with a frozen copy of the network
+for the difference), so that teacher.pt samples in four unguided steps. Distillation
+(`distill.py`) goes further but learns nothing new about the data. Writes teacher-state.pt (resumable)
 and teacher.pt (moving average of the weights), sheets into reports/.
 """
 
@@ -38,12 +44,18 @@ def optimiser_for(model, options):
     return Muon(groups(model.named_parameters(), matrix, options["muon_lr"], options["lr"], 0.01))
 
 
-def noised(latents, options, rng):
-    """Noisy latents, their sigmas [B, F], the velocity target and the loss mask [B, 1, F, 1, 1]."""
+def noised(latents, options, rng, levels=None):
+    """Noisy latents, their sigmas [B, F], the velocity target and the loss mask [B, 1, F, 1, 1].
+
+    Sigmas are spread over 0..1, or drawn from `levels` when given.
+    """
     count, frames = latents.shape[0], latents.shape[2]
     # one draw per stratum keeps the loss of a small batch steady
     u = (torch.arange(count) + torch.rand(count)) / count
-    sigmas = shifted(u[torch.randperm(count)], SHIFT)[:, None].expand(count, frames).clone().to(latents.device)
+    sigmas = shifted(u[torch.randperm(count)], SHIFT)
+    if levels is not None:
+        sigmas = torch.tensor(levels)[(torch.arange(count) + rng.randrange(len(levels))) % len(levels)]
+    sigmas = sigmas[:, None].expand(count, frames).clone().to(latents.device)
     given = given_frames(count, frames, options["given"], rng).to(latents.device)
     sigmas[given] = 0.0
     noise = torch.randn_like(latents)
@@ -142,11 +154,22 @@ def train(rank, args):
     elapsed = spent
     sheets = int(spent // 480)
     losses = []
+    frozen, levels = None, sampling.schedule(4, SHIFT)
     while elapsed < budget:
         done = elapsed / budget
         optimiser.set_scale(min((step + 1) / 60, 1.0, max(1.0 - done, 0.0) / 0.35 + 0.01))
         latents, ids, weights = data.batch(options["batch"] // args.processes)
-        x, sigmas, target, mask = noised(latents, options, rng)
+        baking = done > options["bake"]
+        if baking and frozen is None:
+            frozen, data.dropout = copy.deepcopy(ema), 0.0
+        x, sigmas, target, mask = noised(latents, options, rng, levels if baking else None)
+        if baking:
+            # the target a guided sampler would follow: one pass then does the work of two
+            with torch.no_grad():
+                empty = torch.zeros_like(ids)
+                empty[:, 0] = 1
+                difference = frozen(x, sigmas, ids) - frozen(x, sigmas, empty)
+                target = target + (options["guidance"] - 1) * difference
         loss = masked_loss(run(x, sigmas, ids), target, mask * weights)
         loss.backward()
         # all processes go by the same clock, their mean one
@@ -178,11 +201,12 @@ def train(rank, args):
         return
     save(state_path, model=model, ema=ema, optimiser=optimiser, step=step, spent=elapsed, log=log)
     torch.save(ema.state_dict(), work / "teacher.pt")
-    facts = {"steps": step, "batch": options["batch"], "clips_seen": step * options["batch"],
+    facts = {"guidance_baked": options["guidance"], "bake": options["bake"],
+             "steps": step, "batch": options["batch"], "clips_seen": step * options["batch"],
              "cached_clips": len(data), "minutes": elapsed / 60, "seed": options["seed"],
              "loss": [(s, round(value, 4)) for s, _, value in log]}
     (work / "teacher.json").write_text(json.dumps(facts))
-    show(ema, tokenizer, autoencoder, REPORTS / "teacher.png", 3.0, sampling.schedule(16, SHIFT), device)
+    show(ema, tokenizer, autoencoder, REPORTS / "teacher.png", 1.0, levels, device)
     note(work, f"teacher: finished, {step} steps of {options['batch']}, {elapsed / 60:.0f} min, "
                f"loss {log[-1][2] if log else float('nan'):.4f}")
 
