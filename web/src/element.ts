@@ -248,7 +248,10 @@ export class KinoraVideo extends HTMLElement {
 					throw error;
 				}
 				this.#emit('notice', { restarted: true });
-				return this.#attempt(request, signal, progress);
+				return this.#attempt(request, signal, progress).catch((second: unknown) => {
+					// A browser withholds the adapter after some losses; what the visitor has to hear is that it was lost.
+					throw ['no-adapter', 'adapter-timeout'].includes(toKinoraError(second).code) ? error : second;
+				});
 			});
 			this.#result = result;
 			await this.#show(result, request.prompt);
