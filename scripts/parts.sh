@@ -3,9 +3,20 @@
 
 pinned=(--locked --manifest-path "$root/Cargo.toml")
 
+# claim DIR: makes cargo look at this checkout's sources again if another checkout used the target folder last. Cargo
+# tells sources by their times, and those of an older checkout look like what the newer one has built.
+claim() {
+    local owner=$1/.kinora-checkout
+    mkdir -p "$1"
+    [[ $(cat "$owner" 2>/dev/null) == "$root" ]] && return 0
+    find "$root/crate" "$root/cli" "$root/tools" -name '*.rs' -exec touch {} +
+    say "$root" >"$owner"
+}
+
 native_cargo() {
     local verb=$1
     shift
+    claim "$target_dir"
     CARGO_TARGET_DIR=$target_dir cargo "$verb" --release "${pinned[@]}" "$@"
 }
 
@@ -22,6 +33,7 @@ build_cli() {
 }
 
 wasm_cargo() {
+    claim "$wasm_target_dir"
     local arguments=(build --profile wasm "${pinned[@]}" -p kinora --lib --target "$wasm_target")
     if [[ $wasm_route == debian ]]; then
         RUSTC_BOOTSTRAP=1 RUSTC=/usr/bin/rustc CARGO_TARGET_DIR=$wasm_target_dir \

@@ -13,7 +13,7 @@ pub fn goldens() -> PathBuf {
 
 /// The project's folder.
 pub fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+    Path::new(&std::env::var("CARGO_MANIFEST_DIR").expect("cargo sets it")).join("..")
 }
 
 /// f32 values of a tensor.
