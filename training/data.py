@@ -5,7 +5,7 @@ import random
 
 import torch
 
-from . import captions, presets, world
+from . import captions, presets, scenes, world
 from .make_latents import load_shards
 
 TOKENS = 28  # longest caption of the grammar, with </s>, fits
@@ -44,6 +44,12 @@ def object_weights(described, latents, weight):
     return (1 + (weight - 1) * near)[:, None].half()
 
 
+def attribute_indices(described):
+    """Every attribute of every scene as its index in scenes.ATTRIBUTES: [N, 7]."""
+    return torch.tensor([[values.index(scene[name]) for name, values in scenes.ATTRIBUTES.items()]
+                         for scene in described])
+
+
 class LatentData:
     """Random batches from the shards that exist; `refresh` takes in new ones."""
 
@@ -55,6 +61,7 @@ class LatentData:
         if self.latents is None:
             raise SystemExit("no latents in the work folder: run python -m training.make_latents first")
         self.weights = object_weights(self.scenes, self.latents, self.weight)
+        self.attributes = attribute_indices(self.scenes)
 
     def __len__(self):
         return len(self.scenes)
@@ -64,15 +71,17 @@ class LatentData:
         if latents is not None:
             self.latents = torch.cat([self.latents, latents])
             self.scenes += described
+            self.attributes = torch.cat([self.attributes, attribute_indices(described)])
             self.weights = torch.cat([self.weights, object_weights(described, latents, self.weight)])
 
     def batch(self, count):
-        """Latents [B, C, F, H, W], token ids [B, L] and loss weights [B, 1, F, H, W]; dropped captions are empty (only </s>)."""
+        """Latents [B, C, F, H, W], token ids [B, L], loss weights [B, 1, F, H, W], attributes [B, 7]; dropped captions are empty (only </s>)."""
         chosen = [self.rng.randrange(len(self.scenes)) for _ in range(count)]
         texts = ["" if self.rng.random() < self.dropout else captions.caption(self.scenes[i], self.rng)
                  for i in chosen]
         return (self.latents[chosen].float().to(self.device),
-                encode(self.tokenizer, texts).to(self.device), self.weights[chosen].float().to(self.device))
+                encode(self.tokenizer, texts).to(self.device), self.weights[chosen].float().to(self.device),
+                self.attributes[chosen].to(self.device))
 
 
 def given_frames(count, frames, share, rng):

@@ -123,7 +123,7 @@ def train(rank, args):
             loss.backward()
             total += loss.item()
         if step % 4 == 0:
-            latents, given_ids, weights = data.batch(batch)
+            latents, given_ids, weights, _ = data.batch(batch)
             x, level, target, mask = noised(latents, dict(options, given=1.0), rng)
             (0.5 * masked_loss(run(x, level, given_ids), target, mask * weights)).backward()
         figures = [total, spent + time.time() - start]

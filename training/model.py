@@ -57,10 +57,13 @@ class TextToVideo(torch.nn.Module):
         states = self.text_encoder(input_ids=ids, attention_mask=mask.long()).last_hidden_state
         return states * mask[..., None], mask.sum(1)
 
-    def forward(self, latents, sigmas, ids):
-        """Velocity of latents [B, C, F, H, W] at sigmas [B, 1] or [B, F] for token ids [B, L]."""
+    def forward(self, latents, sigmas, ids, tap=None):
+        """Velocity of latents [B, C, F, H, W] at sigmas [B, 1] or [B, F] for token ids [B, L].
+
+        With `tap`, also the hidden states [B, tokens, D] after that block.
+        """
         text, lengths = self.encode_text(ids)
-        return velocity(self.transformer, latents, sigmas, text, lengths, self.max_tokens)
+        return velocity(self.transformer, latents, sigmas, text, lengths, self.max_tokens, tap)
 
 
 def _attend(attn, x, context, rotary=None, bias=None):
@@ -79,7 +82,7 @@ def _rotate(x, cos, sin):
     return torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(3)
 
 
-def velocity(model, latents, sigmas, text, lengths, max_tokens):
+def velocity(model, latents, sigmas, text, lengths, max_tokens, tap=None):
     """WanTransformer3DModel.forward with a sigma per latent frame ([B, 1]: the same for all) and text [B, L, D]."""
     batch, _, frames, height, width = latents.shape
     rows, columns = height // 2, width // 2
@@ -117,7 +120,8 @@ def velocity(model, latents, sigmas, text, lengths, max_tokens):
     def gated(x, y, gate):
         return x + (y.view(batch, frames, per_frame, dim) * spread(gate)).view(batch, -1, dim)
 
-    for block in model.blocks:
+    tapped = None
+    for index, block in enumerate(model.blocks):
         shift1, scale1, gate1, shift2, scale2, gate2 = (block.scale_shift_table[:, None] + modulation).unbind(2)
         y = modulated(x, scale1, shift1)
         x = gated(x, _attend(block.attn1, y, y, (cos, sin)), gate1)
@@ -125,11 +129,14 @@ def velocity(model, latents, sigmas, text, lengths, max_tokens):
         x = x + _attend(block.attn2, y, context, bias=bias)
         y = block.ffn.net[0].proj(modulated(x, scale2, shift2))
         x = gated(x, block.ffn.net[2](F.gelu(y, approximate="tanh")), gate2)
+        if index == tap:
+            tapped = x
 
     shift, scale = (model.scale_shift_table[:, None] + time[:, :, None]).unbind(2)
     x = model.proj_out(modulated(x, scale, shift))
     x = x.view(batch, frames, rows, columns, 2, 2, -1).permute(0, 6, 1, 2, 4, 3, 5)
-    return x.reshape(batch, -1, frames, height, width)
+    x = x.reshape(batch, -1, frames, height, width)
+    return x if tap is None else (x, tapped)
 
 
 @torch.no_grad()

@@ -59,7 +59,7 @@ CPU = {
     "decoder": {"minutes": 30, "batch": 2, "lr": 8e-4, "pool": 96},
     "latents": {"clips": 6000, "shard": 256, "batch": 8, "minutes": 9},
     "teacher": {"minutes": 30, "batch": 16, "lr": 1e-3, "muon_lr": 0, "ema": 0.99, "given": 0.15,
-                "bake": 0.8, "guidance": 2.5},
+                "naming": 0.3, "bake": 0.85, "guidance": 2.5},
     "distill": {"minutes": 12, "batch": 8, "lr": 3e-4, "muon_lr": 0, "ema": 0.97, "given": 0.15, "guidance": 3.0, "steps": 4,
                 "substeps": 2},
 }

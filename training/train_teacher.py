@@ -22,7 +22,7 @@ import time
 
 import torch
 
-from . import captions, presets, sampling, tokenizer as tokenizers
+from . import captions, presets, sampling, scenes, tokenizer as tokenizers
 from .data import LatentData, given_frames, shifted
 from .make_latents import load_autoencoder
 from .model import TextToVideo
@@ -67,6 +67,26 @@ def noised(latents, options, rng, levels=None):
 def masked_loss(prediction, target, mask):
     error = ((prediction - target).square() * mask).mean((1, 2, 3, 4)) / mask.mean((1, 2, 3, 4))
     return error.mean()
+
+
+class AttributeHead(torch.nn.Linear):
+    """Names the scene's attributes from the hidden state of every token; used in training only.
+
+    The object is small in the picture and its words reach the flow-matching
+    loss late. Having to name colour, shape and motion makes the first blocks
+    fetch them from the text at once, and the later blocks find them there.
+    """
+
+    def __init__(self, width):
+        self.sizes = [len(values) for values in scenes.ATTRIBUTES.values()]
+        super().__init__(width, sum(self.sizes))
+
+    def loss(self, hidden, attributes):
+        """Sum over the attributes of the cross entropy, mean over rows and tokens."""
+        logits = self(torch.nn.functional.layer_norm(hidden, hidden.shape[-1:]))
+        targets = attributes[:, None].expand(-1, hidden.shape[1], -1)
+        return sum(torch.nn.functional.cross_entropy(part.flatten(0, 1), targets[..., i].flatten())
+                   for i, part in enumerate(logits.split(self.sizes, -1)))
 
 
 @torch.no_grad()
@@ -132,12 +152,15 @@ def train(rank, args):
     tokenizer = tokenizers.load(work)
     model = TextToVideo(tokenizer.get_vocab_size()).to(device)
     ema = copy.deepcopy(model).requires_grad_(False)
-    optimiser = optimiser_for(model, options)
+    width = presets.TRANSFORMER["num_attention_heads"] * presets.TRANSFORMER["attention_head_dim"]
+    head = AttributeHead(width).to(device)
+    both = torch.nn.ModuleDict({"model": model, "head": head})
+    optimiser = optimiser_for(both, options)
     step, spent, log = 0, 0.0, []
     state_path = work / "teacher-state.pt"
     if state_path.exists():
         state = torch.load(state_path, map_location=device)
-        model.load_state_dict(state["model"])
+        both.load_state_dict(state["both"])
         ema.load_state_dict(state["ema"])
         optimiser.load_state_dict(state["optimiser"])
         step, spent, log = state["step"], state["spent"], state["log"]
@@ -157,8 +180,8 @@ def train(rank, args):
     frozen, levels = None, sampling.schedule(4, SHIFT)
     while elapsed < budget:
         done = elapsed / budget
-        optimiser.set_scale(min((step + 1) / 60, 1.0, max(1.0 - done, 0.0) / 0.35 + 0.01))
-        latents, ids, weights = data.batch(options["batch"] // args.processes)
+        optimiser.set_scale(min((step + 1) / 60, 1.0, max(1.0 - done, 0.0) / 0.2 + 0.01))
+        latents, ids, weights, attributes = data.batch(options["batch"] // args.processes)
         baking = done > options["bake"]
         if baking and frozen is None:
             frozen, data.dropout = copy.deepcopy(ema), 0.0
@@ -170,28 +193,30 @@ def train(rank, args):
                 empty[:, 0] = 1
                 difference = frozen(x, sigmas, ids) - frozen(x, sigmas, empty)
                 target = target + (options["guidance"] - 1) * difference
-        loss = masked_loss(run(x, sigmas, ids), target, mask * weights)
-        loss.backward()
+        prediction, hidden = run(x, sigmas, ids, 1)
+        loss = masked_loss(prediction, target, mask * weights)
+        named = head.loss(hidden, attributes)
+        (loss + options["naming"] * named).backward()
         # all processes go by the same clock, their mean one
-        figures = [loss.item(), spent + time.time() - start]
-        value, elapsed = share_gradients(model, figures) if shared else figures
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        figures = [loss.item(), named.item(), spent + time.time() - start]
+        *values, elapsed = share_gradients(both, figures) if shared else figures
+        torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
         optimiser.step()
-        model.zero_grad(set_to_none=True)
+        both.zero_grad(set_to_none=True)
         step += 1
         average(ema, model, min(options["ema"], (step + 1) / (step + 10)))
-        losses.append(value)
+        losses.append(values)
         if step % 50 == 0:
-            log.append((step, round(elapsed), sum(losses) / len(losses)))
+            log.append((step, round(elapsed), *(sum(column) / len(losses) for column in zip(*losses))))
             losses = []
             data.refresh()
         if rank != 0:
             continue
         if step % 50 == 0:
-            print(f"step {step} {elapsed:.0f} s loss {log[-1][2]:.4f} clips {len(data)}", flush=True)
+            print(f"step {step} {elapsed:.0f} s loss {log[-1][2]:.4f} naming {log[-1][3]:.3f} clips {len(data)}", flush=True)
         if time.time() - last_save > 180:
             last_save = time.time()
-            save(state_path, model=model, ema=ema, optimiser=optimiser, step=step, spent=elapsed, log=log)
+            save(state_path, both=both, ema=ema, optimiser=optimiser, step=step, spent=elapsed, log=log)
             torch.save(ema.state_dict(), work / "teacher.pt")
         if elapsed // 480 > sheets:
             sheets = int(elapsed // 480)
@@ -199,12 +224,12 @@ def train(rank, args):
                  sampling.schedule(8, SHIFT), device)
     if rank != 0:
         return
-    save(state_path, model=model, ema=ema, optimiser=optimiser, step=step, spent=elapsed, log=log)
+    save(state_path, both=both, ema=ema, optimiser=optimiser, step=step, spent=elapsed, log=log)
     torch.save(ema.state_dict(), work / "teacher.pt")
     facts = {"guidance_baked": options["guidance"], "bake": options["bake"],
              "steps": step, "batch": options["batch"], "clips_seen": step * options["batch"],
              "cached_clips": len(data), "minutes": elapsed / 60, "seed": options["seed"],
-             "loss": [(s, round(value, 4)) for s, _, value in log]}
+             "loss": [(s, round(value, 4)) for s, _, value, *_ in log]}
     (work / "teacher.json").write_text(json.dumps(facts))
     show(ema, tokenizer, autoencoder, REPORTS / "teacher.png", 1.0, levels, device)
     note(work, f"teacher: finished, {step} steps of {options['batch']}, {elapsed / 60:.0f} min, "
