@@ -35,7 +35,7 @@ test_browser() {
     ((${#files[@]})) || { problem "tests/browser holds no test."; return; }
     say "Browser tests"
     # One at a time: each drives a browser that may use every core.
-    (cd "$root" && node --test --test-concurrency=1 --test-reporter=spec --test-reporter-destination=stdout \
+    (cd "$root" && KINORA_CLI=$target_dir/release/kinora node --test --test-concurrency=1 --test-reporter=spec --test-reporter-destination=stdout \
         --test-reporter=tap --test-reporter-destination="$log" "${files[@]}") || status=$?
     good=$(sum_of '^# pass ([0-9]+)$' "$log")
     bad=$(($(sum_of '^# fail ([0-9]+)$' "$log") + $(sum_of '^# cancelled ([0-9]+)$' "$log")))

@@ -7,7 +7,8 @@ models" (2022), and Meng et al., "On distillation of guided diffusion models"
 (2023), in one stage: the teacher, with classifier-free guidance, walks from pure
 noise through the student's sigmas in several substeps each; between two student
 sigmas the student regresses the mean velocity of that walk in one pass without
-guidance. Rows with given frames keep the plain flow-matching loss, which keeps
+guidance. A walk costs the teacher many passes, so recent walks are kept and each
+is used a few times (`replay`). Rows with given frames keep the plain flow-matching loss, which keeps
 that ability. `--choose` measures shifts first: PSNR of 4 guided teacher steps
 against 24. Writes student-state.pt and student.pt.
 """
@@ -54,7 +55,28 @@ def walk(teacher, noise, ids, sigmas, substeps, guidance):
             x = x + sampling.guided(teacher, x, level, ids, guidance) * (then - now)
         states.append(start)
         velocities.append((x - start) / (after - s))
-    return torch.cat(states), torch.cat(velocities)
+    return torch.stack(states, 1), torch.stack(velocities, 1)
+
+
+class Walks:
+    """The last walks: states and mean velocities [S, C, F, H, W] and token ids [L] of each."""
+
+    def __init__(self, sigmas, keep, rng):
+        self.sigmas, self.keep, self.rng, self.kept = sigmas, keep, rng, []
+
+    def add(self, states, velocities, ids):
+        self.kept += zip(states, velocities, ids)
+        del self.kept[:-self.keep]
+
+    def draw(self, count):
+        """States [count, ...] of random walks, their sigmas [count, 1], targets and ids; every sigma equally often."""
+        chosen = [self.kept[self.rng.randrange(len(self.kept))] for _ in range(count)]
+        first = self.rng.randrange(len(self.sigmas))
+        which = [(first + i) % len(self.sigmas) for i in range(count)]
+        states = torch.stack([walk[0][i] for walk, i in zip(chosen, which)])
+        targets = torch.stack([walk[1][i] for walk, i in zip(chosen, which)])
+        levels = torch.tensor([self.sigmas[i] for i in which], device=states.device)
+        return states, levels[:, None], targets, torch.stack([walk[2] for walk in chosen])
 
 
 def main():
@@ -105,23 +127,21 @@ def train(rank, args):
     walkers = max(1, batch // 2)
     if rank == 0:
         note(work, f"distillation: starts at step {step}, sigmas {[round(s, 4) for s in sigmas]}")
+    walks = Walks(sigmas, options["keep"], rng)
     start = last_save = time.time()
     elapsed, losses = spent, []
     while elapsed < budget:
         done = elapsed / budget
         optimiser.set_scale(min((step + 1) / 10, 1.0, max(1.0 - done, 0.0) / 0.5 + 0.01))
-        texts = [captions.caption(scenes.random_scene(rng), rng) for _ in range(walkers)]
-        ids = encode(tokenizer, texts).to(device)
-        noise = torch.randn(walkers, *sampling.latent_shape(), device=device)
-        x, target = walk(look, noise, ids, sigmas, options["substeps"], options["guidance"])
-        level = torch.tensor(sigmas, device=device).repeat_interleave(walkers)[:, None].expand(-1, x.shape[2])
-        parts = list(zip(x.split(32), level.split(32), target.split(32),
-                         ids.repeat(len(sigmas), 1).split(32)))
-        total = 0.0
-        for part_x, part_level, part_target, part_ids in parts:
-            loss = (run(part_x, part_level.contiguous(), part_ids) - part_target).square().mean() / len(parts)
-            loss.backward()
-            total += loss.item()
+        if step % options["replay"] == 0:
+            texts = [captions.caption(scenes.random_scene(rng), rng) for _ in range(walkers)]
+            ids = encode(tokenizer, texts).to(device)
+            noise = torch.randn(walkers, *sampling.latent_shape(), device=device)
+            walks.add(*walk(look, noise, ids, sigmas, options["substeps"], options["guidance"]), ids)
+        x, level, target, ids = walks.draw(2 * batch)
+        loss = (run(x, level.expand(-1, x.shape[2]).contiguous(), ids) - target).square().mean()
+        loss.backward()
+        total = loss.item()
         if step % 4 == 0:
             latents, given_ids, weights, _ = data.batch(batch)
             x, level, target, mask = noised(latents, dict(options, given=1.0), rng)
@@ -147,14 +167,15 @@ def train(rank, args):
             torch.save(ema.state_dict(), work / "student.pt")
     if rank != 0:
         return
+    walked = -(-step // options["replay"]) * walkers * args.processes
     save(state_path, model=student, ema=ema, optimiser=optimiser, step=step, spent=elapsed, log=log, shift=shift)
     torch.save(ema.state_dict(), work / "student.pt")
-    facts = {"steps": step, "walks": step * walkers * args.processes, "minutes": elapsed / 60, "guidance": options["guidance"],
+    facts = {"steps": step, "walks": walked, "minutes": elapsed / 60, "guidance": options["guidance"],
              "substeps": options["substeps"], "sigmas": sigmas, "shift": shift, "shift_db": measured,
              "loss": [(s, round(value, 4)) for s, _, value in log]}
     (work / "student.json").write_text(json.dumps(facts))
     show(ema, tokenizer, autoencoder, REPORTS / "student.png", 1.0, sigmas, device)
-    note(work, f"distillation: finished, {step} steps, {step * walkers * args.processes} walks, {elapsed / 60:.0f} min, "
+    note(work, f"distillation: finished, {step} steps, {walked} walks, {elapsed / 60:.0f} min, "
                f"loss {log[-1][2] if log else float('nan'):.4f}")
 
 

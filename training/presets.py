@@ -55,20 +55,24 @@ TRANSFORMER = {
 CPU = {
     "device": "cpu",
     "seed": 20240,
-    "autoencoder": {"minutes": 14, "batch": 6, "frames": 9, "crop": 64, "lr": 2e-3, "muon_lr": 0, "pool": 96},
+    "autoencoder": {"minutes": 20, "batch": 4, "whole": 1, "frames": 17, "crop": 64, "lr": 1e-3, "muon_lr": 1e-3, "pool": 384,
+                    "noise": 0.15},
     "decoder": {"minutes": 30, "batch": 2, "lr": 8e-4, "pool": 96},
-    "latents": {"clips": 6000, "shard": 256, "batch": 8, "minutes": 9},
-    "teacher": {"minutes": 30, "batch": 16, "lr": 1e-3, "muon_lr": 0, "ema": 0.99, "given": 0.15,
-                "naming": 0.3, "bake": 0.85, "guidance": 2.5},
-    "distill": {"minutes": 12, "batch": 8, "lr": 3e-4, "muon_lr": 0, "ema": 0.97, "given": 0.15, "guidance": 3.0, "steps": 4,
-                "substeps": 2},
+    "latents": {"clips": 12288, "shard": 256, "batch": 8, "minutes": 20},
+    "probe": {"minutes": 4, "batch": 32, "lr": 1e-3, "muon_lr": 1e-3, "pool": 256, "held": 512},
+    "text": {"minutes": 2, "batch": 64, "lr": 1e-3},
+    "teacher": {"minutes": 65, "batch": 32, "lr": 1e-3, "muon_lr": 2e-3, "ema": 0.995, "given": 0.15,
+                "naming": 0.1, "bake": 1.0, "guidance": 2.5},
+    "distill": {"minutes": 15, "batch": 16, "lr": 3e-4, "muon_lr": 5e-4, "ema": 0.98, "given": 0.15, "guidance": 3.0,
+                "steps": 4, "substeps": 2, "replay": 3, "keep": 2048},
 }
 
 GPU = copy.deepcopy(CPU)
 GPU["device"] = "cuda"
-GPU["autoencoder"].update(muon_lr=2e-3, minutes=30, batch=32, frames=17, pool=2048)
+GPU["autoencoder"].update(muon_lr=2e-3, minutes=30, batch=32, whole=8, pool=2048)
 GPU["decoder"].update(minutes=20, batch=16, pool=1024)
 GPU["latents"].update(clips=200000, shard=4096, batch=64, minutes=20)
+GPU["text"].update(batch=512)
 GPU["teacher"].update(minutes=60, batch=256, muon_lr=4e-3, ema=0.9995, given=0.25)
 GPU["distill"].update(minutes=30, batch=256, muon_lr=1e-3, given=0.25)
 

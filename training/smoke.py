@@ -13,11 +13,13 @@ import time
 from pathlib import Path
 
 STAGES = (
-    ("train_autoencoder", 0.05, ["batch=2", "frames=5", "pool=8"]),
+    ("train_autoencoder", 0.05, ["batch=2", "whole=1", "frames=5", "pool=8"]),
     ("tokenizer", None, []),
+    ("train_text", 0.03, ["batch=4"]),
+    ("probe", 0.03, ["batch=8", "pool=4", "held=8"]),
     ("make_latents", 1, ["clips=16", "shard=8", "batch=8"]),
     ("train_decoder", 0.03, ["batch=1", "pool=8"]),
-    ("train_teacher", 0.05, ["batch=4"]),
+    ("train_teacher", 0.05, ["batch=4", "bake=0.5"]),
     ("distill", 0.05, ["batch=4", "substeps=1"]),
     ("evaluate", None, []),
 )
@@ -49,7 +51,7 @@ def main():
                     arguments += ["--minutes", str(minutes)]
                 for change in changes:
                     arguments += ["--set", change]
-                run(stage, *arguments)
+                run(stage, *arguments, *(["--clips", "4"] if stage == "evaluate" else []))
             run("export", "--preset", preset, "--work", folder, "--out", f"{folder}/export")
             manifest = json.loads((Path(folder) / "export" / "model.json").read_text())
             assert manifest["interface"] == "kinora-wan-1" and manifest["sampler"]["sigmas"][0] == 1.0

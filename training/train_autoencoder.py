@@ -3,8 +3,8 @@
     python -m training.train_autoencoder [--preset cpu] [--minutes 20]
 
 Loss: L1, L2 and the L1 of picture gradients. During training the latents pass an
-affine-free batch normalisation; at the end its exact statistics over whole clips
-are folded into the last encoder convolution. Writes autoencoder.pt and
+affine-free batch normalisation; at the end its running statistics over whole
+clips are folded into the last encoder convolution. Writes autoencoder.pt and
 autoencoder.json (PSNR in dB on held-out scenes) into the work folder; resumes
 from autoencoder-state.pt.
 """
@@ -46,7 +46,7 @@ class Pool:
             self.cursor += 1
 
     def crops(self, count, size, frames):
-        """Stretches of `frames` frames: [B, T, 3, size, size] in 0..1, half of them around a salient place."""
+        """Stretches of `frames` frames: [B, T, 3, size, size] in 0..1, most of them around a salient place."""
         out = []
         for index in range(count):
             clip = self.clips[self.rng.randrange(len(self.clips))]
@@ -54,7 +54,7 @@ class Pool:
             clip = clip[t:t + frames].float() / 255
             height, width = clip.shape[2:]
             y, x = self.rng.randrange(height - size + 1), self.rng.randrange(width - size + 1)
-            if index % 2 and size < height:
+            if size < height and index % 4:
                 place = torch.multinomial(salience(clip[frames // 2]).flatten().square(), 1).item()
                 y = min(max(place // width - size // 2, 0), height - size)
                 x = min(max(place % width - size // 2, 0), width - size)
@@ -117,7 +117,11 @@ def main():
     step, spent, seen = 0, 0.0, 0
     log = []
     state_path = work / "autoencoder-state.pt"
-    if state_path.exists():
+    if not state_path.exists() and (work / "autoencoder.pt").exists():
+        # a finished autoencoder (of python -m training.shards, say) is trained on; its latents are normal already
+        model.load_state_dict(torch.load(work / "autoencoder.pt", map_location=device))
+        step = 100
+    elif state_path.exists():
         state = torch.load(state_path, map_location=device)
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
@@ -141,18 +145,22 @@ def main():
             break
         # warm-up, flat, then a linear fall over the last 40 %
         optimiser.set_scale(min(1.0, (step + 1) / 40, max(1.0 - done, 0.0) / 0.4 + 0.01))
-        count = options["batch"]
-        video = pool.crops(count, options["crop"], options["frames"]).to(device)
-        latents = normalise(model.encode(video), statistics, momentum=max(0.01, 1 / (step + 1)))
-        strength = 0.08 * torch.rand(len(video), 1, 1, 1, 1, device=device)
-        out = model.decode(latents + strength * torch.randn_like(latents))
-        loss = reconstruction_loss(out, video)
-        loss.backward()
+        # whole clips show the borders and the scenery, crops show more objects for the same work
+        count, total = options["batch"] + options["whole"], 0.0
+        # the statistics rest in the last third, for the decoder to settle on what will be folded
+        momentum = max(0.02, 1 / (step + 1)) if done < 0.65 else 0.0
+        for number, size in ((options["whole"], presets.VIDEO["height"]), (options["batch"], options["crop"])):
+            video = pool.crops(number, size, options["frames"]).to(device)
+            latents = normalise(model.encode(video), statistics, momentum, train=size != options["crop"] and momentum > 0)
+            strength = options["noise"] * torch.rand(number, 1, 1, 1, 1, device=device)
+            loss = reconstruction_loss(model.decode(latents + strength * torch.randn_like(latents)), video) / 2
+            loss.backward()
+            total += loss.item()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         model.zero_grad(set_to_none=True)
         step, seen = step + 1, seen + count
-        losses.append(loss.item())
+        losses.append(total)
         if step % 30 == 0:
             pool.refresh()
         if step % 100 == 0:
@@ -177,10 +185,10 @@ def save(path, model, optimiser, statistics, step, spent, seen, log):
 
 @torch.no_grad()
 def finish(model, pool, statistics, held, work, facts):
-    """Replace the running statistics by those of whole clips, fold them, measure and write the result."""
-    latents = torch.cat([model.encode(c[None].to(held.device).float() / 255) for c in pool.clips[:96]])
-    mean, std = latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4))
-    model.fold_normalisation(mean, std)
+    """Fold the running statistics into the encoder, measure and write the result."""
+    model.fold_normalisation(statistics["mean"], (statistics["var"] + 1e-4).sqrt())
+    latents = torch.cat([model.encode(c[None].to(held.device).float() / 255) for c in pool.clips[:64]])
+    facts["latent_mean"], facts["latent_std"] = round(latents.mean().item(), 3), round(latents.std().item(), 3)
     out = torch.cat([model.decode(model.encode(c[None])) for c in held])
     facts["psnr_db"] = round(psnr(out, held), 2)
     torch.save(model.state_dict(), work / "autoencoder.pt")

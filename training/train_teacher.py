@@ -6,7 +6,7 @@ Flow matching: x_s = (1 - s) x0 + s eps, the network predicts eps - x0. A share
 of the rows has given frames: those are clean, at sigma 0, and not in the loss.
 10 % of the captions are dropped for guidance.
 
-In the last part of the time (`bake`) only the sigmas of the four sampling steps
+If `bake` is less than 1, in the last part of the time only the sigmas of the four sampling steps
 are trained and the guidance is added to the target (after Tang et al., "Diffusion
 models without classifier-free guidance", 2025, with a frozen copy of the network
 for the difference), so that teacher.pt samples in four unguided steps. Distillation
@@ -22,13 +22,14 @@ import time
 
 import torch
 
-from . import captions, presets, sampling, scenes, tokenizer as tokenizers
+from . import captions, presets, sampling, tokenizer as tokenizers
 from .data import LatentData, given_frames, shifted
 from .make_latents import load_autoencoder
 from .model import TextToVideo
 from .optim import Muon, groups
 from .progress import REPORTS, note
 from .sheet import contact_sheet
+from .train_text import AttributeReader
 
 SHIFT = 3.0  # training sigmas lean towards noise, as sampling does
 
@@ -67,26 +68,6 @@ def noised(latents, options, rng, levels=None):
 def masked_loss(prediction, target, mask):
     error = ((prediction - target).square() * mask).mean((1, 2, 3, 4)) / mask.mean((1, 2, 3, 4))
     return error.mean()
-
-
-class AttributeHead(torch.nn.Linear):
-    """Names the scene's attributes from the hidden state of every token; used in training only.
-
-    The object is small in the picture and its words reach the flow-matching
-    loss late. Having to name colour, shape and motion makes the first blocks
-    fetch them from the text at once, and the later blocks find them there.
-    """
-
-    def __init__(self, width):
-        self.sizes = [len(values) for values in scenes.ATTRIBUTES.values()]
-        super().__init__(width, sum(self.sizes))
-
-    def loss(self, hidden, attributes):
-        """Sum over the attributes of the cross entropy, mean over rows and tokens."""
-        logits = self(torch.nn.functional.layer_norm(hidden, hidden.shape[-1:]))
-        targets = attributes[:, None].expand(-1, hidden.shape[1], -1)
-        return sum(torch.nn.functional.cross_entropy(part.flatten(0, 1), targets[..., i].flatten())
-                   for i, part in enumerate(logits.split(self.sizes, -1)))
 
 
 @torch.no_grad()
@@ -151,9 +132,13 @@ def train(rank, args):
     torch.manual_seed(options["seed"])
     tokenizer = tokenizers.load(work)
     model = TextToVideo(tokenizer.get_vocab_size()).to(device)
+    if (work / "text.pt").exists():
+        model.text_encoder.load_state_dict(torch.load(work / "text.pt", map_location=device))
     ema = copy.deepcopy(model).requires_grad_(False)
     width = presets.TRANSFORMER["num_attention_heads"] * presets.TRANSFORMER["attention_head_dim"]
-    head = AttributeHead(width).to(device)
+    # The object is small in the picture and its words reach the flow-matching loss late. Having to name the attributes
+    # from every token's hidden state makes the first blocks fetch them from the text at once; not part of the model.
+    head = AttributeReader(width).to(device)
     both = torch.nn.ModuleDict({"model": model, "head": head})
     optimiser = optimiser_for(both, options)
     step, spent, log = 0, 0.0, []
@@ -196,7 +181,7 @@ def train(rank, args):
         prediction, hidden = run(x, sigmas, ids, 1)
         loss = masked_loss(prediction, target, mask * weights)
         named = head.loss(hidden, attributes)
-        (loss + options["naming"] * named).backward()
+        (loss + options["naming"] * max(1 - 1.5 * done, 0.1) * named).backward()
         # all processes go by the same clock, their mean one
         figures = [loss.item(), named.item(), spent + time.time() - start]
         *values, elapsed = share_gradients(both, figures) if shared else figures

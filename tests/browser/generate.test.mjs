@@ -1,8 +1,14 @@
 // The built-in model on the CPU: from a prompt to a video file, and what a visitor may rely on.
 import assert from 'node:assert/strict';
+import { execFile } from 'node:child_process';
+import { mkdtemp, readFile, readdir, rm } from 'node:fs/promises';
 import { createRequire } from 'node:module';
+import { homedir, tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { after, afterEach, before, test } from 'node:test';
-import { make, outcome, start } from './support.mjs';
+import { fileURLToPath } from 'node:url';
+import { promisify } from 'node:util';
+import { make, outcome, psnr, start } from './support.mjs';
 
 const { ALL_FORMATS, BufferSource, EncodedPacketSink, Input } = createRequire(new URL('../../web/package.json', import.meta.url))('mediabunny');
 
@@ -101,6 +107,42 @@ test('the same seed gives the same frames, without one request to any server', a
 	assert.equal(again.hash, red.hash);
 	assert.equal(again.bytesDownloaded, 0);
 	assert.deepEqual(page.requests.filter((url) => !url.startsWith('blob:')), []);
+});
+
+/** The native program; `./build.sh test` names it. */
+const CLI = process.env.KINORA_CLI ?? join(homedir(), '.cache/kinora/target/release/kinora');
+
+test('the native program makes the same frames', { timeout: 120_000 }, async () => {
+	const folder = await mkdtemp(join(tmpdir(), 'kinora-native-'));
+	try {
+		const model = fileURLToPath(new URL('../../model-shards', import.meta.url));
+		await promisify(execFile)(CLI, ['generate', '--model', model, '--prompt', RED.prompt, '--seed', String(RED.seed), '--device', 'cpu', '--out', folder]);
+		const names = (await readdir(folder)).filter((name) => name.endsWith('.png')).sort();
+		assert.equal(names.length, red.count);
+		const files = await Promise.all(names.map(async (name) => (await readFile(join(folder, name))).toString('base64')));
+		// The browser reads its own picture format; nothing else here can.
+		const pixels = await page.evaluate(async (pictures) => {
+			const canvas = new OffscreenCanvas(1, 1);
+			const parts = [];
+			for (const base64 of pictures) {
+				const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
+				const bitmap = await createImageBitmap(new Blob([bytes], { type: 'image/png' }), { colorSpaceConversion: 'none' });
+				[canvas.width, canvas.height] = [bitmap.width, bitmap.height];
+				const context = canvas.getContext('2d', { willReadFrequently: true });
+				context.drawImage(bitmap, 0, 0);
+				parts.push(context.getImageData(0, 0, bitmap.width, bitmap.height).data);
+			}
+			const reader = new FileReader();
+			return new Promise((resolve) => {
+				reader.addEventListener('load', () => resolve(reader.result.split(',')[1]), { once: true });
+				reader.readAsDataURL(new Blob(parts));
+			});
+		}, files);
+		const decibels = psnr(red.pixels, Buffer.from(pixels, 'base64'));
+		assert.ok(decibels >= 45, `${decibels} dB`);
+	} finally {
+		await rm(folder, { recursive: true });
+	}
 });
 
 test('another seed gives another video', async () => {

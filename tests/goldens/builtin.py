@@ -20,47 +20,13 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 import models  # first: puts the project on the path
-from training import noise
+from training import noise, shards
 
 KEEP_EVERY = 4
 
 
-def read_shards(folder, manifest):
-    """The shards as bytes, each held to its size and SHA-256."""
-    shards = []
-    for shard in manifest["shards"]:
-        data = (folder / shard["path"]).read_bytes()
-        if len(data) != shard["bytes"] or hashlib.sha256(data).hexdigest() != shard["sha256"]:
-            raise SystemExit(f"{shard['path']}: not the bytes that the manifest names")
-        shards.append(data)
-    return shards
-
-
-def read_tensor(name, entry, shards):
-    """One tensor as f32, dequantized."""
-    data = b"".join(shards[p["shard"]][p["offset"] : p["offset"] + p["bytes"]] for p in entry["parts"])
-    shape, count = entry["shape"], int(np.prod(entry["shape"]))
-    kind = entry["dtype"]
-    if kind in ("f32", "f16"):
-        values = np.frombuffer(data, "<f4" if kind == "f32" else "<f2")
-    else:
-        payload = count if kind == "q8" else count // 2
-        if kind == "q8":
-            codes = np.frombuffer(data, np.int8, payload).astype(np.float32)
-        else:
-            packed = np.frombuffer(data, np.uint8, payload)
-            codes = np.stack([packed & 15, packed >> 4], axis=1).reshape(-1).astype(np.float32) - 8
-        scales = np.frombuffer(data, "<f2", offset=payload).astype(np.float32)
-        values = codes.reshape(len(scales), entry["group"]) * scales[:, None]
-    if values.size != count:
-        raise SystemExit(f"{name}: {values.size} values where the shape says {count}")
-    return torch.from_numpy(values.astype(np.float32).reshape(shape))
-
-
 def load(folder):
-    manifest = json.loads((folder / "manifest.json").read_text())
-    shards = read_shards(folder, manifest)
-    tensors = {name: read_tensor(name, entry, shards) for name, entry in manifest["tensors"].items()}
+    manifest, tensors = shards.load(folder)
     return manifest, models.build(manifest, tensors)
 
 

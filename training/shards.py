@@ -1,0 +1,80 @@
+"""Reads a packed model (manifest and shards) as f32 tensors, apart from the engine's own reader.
+
+    python -m training.shards MODEL    # puts a packed model back into the work folder, to train on from it
+
+Writes autoencoder.pt, teacher.pt and tokenizer.json. Quantized weights come back with their rounding; training goes on
+from them all the same, which saves the first hour on a machine that has no checkpoint. Files that are there are kept.
+"""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+
+
+def read_shards(folder, manifest):
+    """The shards as bytes, each held to its size and SHA-256."""
+    shards = []
+    for shard in manifest["shards"]:
+        data = (folder / shard["path"]).read_bytes()
+        if len(data) != shard["bytes"] or hashlib.sha256(data).hexdigest() != shard["sha256"]:
+            raise SystemExit(f"{shard['path']}: not the bytes that the manifest names")
+        shards.append(data)
+    return shards
+
+
+def read_tensor(name, entry, shards):
+    """One tensor as f32, dequantized."""
+    data = b"".join(shards[p["shard"]][p["offset"] : p["offset"] + p["bytes"]] for p in entry["parts"])
+    shape, count = entry["shape"], int(np.prod(entry["shape"]))
+    kind = entry["dtype"]
+    if kind in ("f32", "f16"):
+        values = np.frombuffer(data, "<f4" if kind == "f32" else "<f2")
+    else:
+        payload = count if kind == "q8" else count // 2
+        if kind == "q8":
+            codes = np.frombuffer(data, np.int8, payload).astype(np.float32)
+        else:
+            packed = np.frombuffer(data, np.uint8, payload)
+            codes = np.stack([packed & 15, packed >> 4], axis=1).reshape(-1).astype(np.float32) - 8
+        scales = np.frombuffer(data, "<f2", offset=payload).astype(np.float32)
+        values = codes.reshape(len(scales), entry["group"]) * scales[:, None]
+    if values.size != count:
+        raise SystemExit(f"{name}: {values.size} values where the shape says {count}")
+    return torch.from_numpy(values.astype(np.float32).reshape(shape))
+
+
+def load(folder):
+    """The manifest of a packed model and its tensors by name."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    shards = read_shards(folder, manifest)
+    return manifest, {name: read_tensor(name, entry, shards) for name, entry in manifest["tensors"].items()}
+
+
+def main():
+    from . import presets
+    from .progress import note
+    parser = presets.arguments("restore", __doc__)
+    parser.add_argument("model", type=Path, help="folder with manifest.json and its shards")
+    args = parser.parse_args()
+    work = presets.work_dir(args.work)
+    manifest, tensors = load(args.model)
+    parts = {"autoencoder": {}, "teacher": {}}
+    for name, value in tensors.items():
+        inside = name.startswith("autoencoder.")
+        parts["autoencoder" if inside else "teacher"][name.removeprefix("autoencoder.")] = value
+    # transformers keeps a second name for the tied table
+    parts["teacher"]["text_encoder.encoder.embed_tokens.weight"] = parts["teacher"]["text_encoder.shared.weight"]
+    for part, state in parts.items():
+        if not (work / f"{part}.pt").exists():
+            torch.save(state, work / f"{part}.pt")
+    if not (work / "tokenizer.json").exists():
+        shutil.copy(args.model / manifest["text_encoder"]["tokenizer"]["path"], work / "tokenizer.json")
+    note(work, f"restored {manifest['name']} from its shards")
+
+
+if __name__ == "__main__":
+    main()
