@@ -153,6 +153,10 @@ def goldens(config, built, encode_prompt):
     put("decode", {"latents": small}, {"frames": models.decode(built, small)})
     video = smooth(9, 32, 48)
     put("encode", {"frames": video}, {"latents": models.encode(built, video)})
+    # TAEHV's own padding, with a number of frames that needs some.
+    trailing = models.autoencoder({**config["autoencoder"], "encoder_padding": "trailing"})
+    trailing.load_state_dict(built["autoencoder"].state_dict())
+    put("encode-trailing", {"frames": video[:6]}, {"latents": models.encode({"autoencoder": trailing}, video[:6])})
     return pairs
 
 

@@ -4,7 +4,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use safetensors::tensor::{Dtype, TensorView};
+use kinora::engine::{Engine, wait};
+use kinora::stage::{Stage, run_stage};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 /// Folder of the committed goldens.
 pub fn goldens() -> PathBuf {
@@ -20,6 +22,28 @@ pub fn root() -> PathBuf {
 pub fn floats(view: &TensorView<'_>) -> Vec<f32> {
     assert_eq!(view.dtype(), Dtype::F32);
     view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+}
+
+/// Runs a stage on the tiny model's golden inputs and gives (got, want) of one output. `case` is the stage's name, with a
+/// suffix after a dash where a stage has several goldens: `encode`, `encode-trailing`.
+pub fn golden_stage(engine: &Engine, stage: &str, case: &str, output: &str) -> (Vec<f32>, Vec<f32>) {
+    let file = std::fs::read(goldens().join("tiny.safetensors")).expect("the goldens are committed");
+    let all = SafeTensors::deserialize(&file).expect("the goldens are safetensors");
+    let prefix = format!("{case}.in.");
+    let inputs: Vec<(String, TensorView<'_>)> = all
+        .tensors()
+        .into_iter()
+        .filter_map(|(key, view)| key.strip_prefix(&prefix).map(|key| (key.to_string(), view)))
+        .collect();
+    assert!(!inputs.is_empty(), "no inputs for {case}");
+    let input = safetensors::serialize(inputs, None).expect("inputs serialize");
+    let stage: Stage = stage.parse().expect("a stage");
+    let result = wait(run_stage(engine, stage, &input)).expect("the stage runs");
+    let result = SafeTensors::deserialize(&result).expect("the result is safetensors");
+    let got = result.tensor(output).expect("the named result");
+    let want = all.tensor(&format!("{case}.out.{output}")).expect("the golden result");
+    assert_eq!(got.shape(), want.shape(), "{case} {output}");
+    (floats(&got), floats(&want))
 }
 
 /// Decibels between two runs of bytes; infinite where they are equal.
