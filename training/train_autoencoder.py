@@ -77,7 +77,7 @@ def reconstruction_loss(out, target):
     weight = weight / weight.mean()
     loss = ((out - target).abs() * weight).mean() + 2.0 * ((out - target).square() * weight).mean()
     for a, b in zip(gradients(out), gradients(target)):
-        loss = loss + 0.5 * (a - b).abs().mean()
+        loss = loss + 1.0 * (a - b).abs().mean()
     return loss
 
 
@@ -143,19 +143,23 @@ def main():
         done = elapsed / budget
         if done >= 1:
             break
-        # warm-up, flat, then a linear fall over the last 40 %
-        optimiser.set_scale(min(1.0, (step + 1) / 40, max(1.0 - done, 0.0) / 0.4 + 0.01))
-        # whole clips show the borders and the scenery, crops show more objects for the same work
-        count, total = options["batch"] + options["whole"], 0.0
+        # warm-up, flat, then a linear fall over the last 60 %
+        optimiser.set_scale(min(1.0, (step + 1) / 40, max(1.0 - done, 0.0) / 0.6 + 0.01))
+        # whole clips show the borders and the scenery, short crops show more objects for the same work
+        parts = [(options["batch"], options["crop"], options["frames"])]
+        if step % options["whole_every"] == 0:
+            parts.append((options["whole"], presets.VIDEO["height"], presets.VIDEO["frames"]))
+        count, total = sum(part[0] for part in parts), 0.0
         # the statistics rest in the last third, for the decoder to settle on what will be folded
         momentum = max(0.02, 1 / (step + 1)) if done < 0.65 else 0.0
-        for number, size in ((options["whole"], presets.VIDEO["height"]), (options["batch"], options["crop"])):
-            video = pool.crops(number, size, options["frames"]).to(device)
-            latents = normalise(model.encode(video), statistics, momentum, train=size != options["crop"] and momentum > 0)
+        for number, size, frames in parts:
+            video = pool.crops(number, size, frames).to(device)
+            whole = size != options["crop"]
+            latents = normalise(model.encode(video), statistics, momentum, train=whole and momentum > 0)
             strength = options["noise"] * torch.rand(number, 1, 1, 1, 1, device=device)
-            loss = reconstruction_loss(model.decode(latents + strength * torch.randn_like(latents)), video) / 2
-            loss.backward()
-            total += loss.item()
+            loss = reconstruction_loss(model.decode(latents + strength * torch.randn_like(latents)), video)
+            (loss / len(parts)).backward()
+            total += loss.item() / len(parts)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         model.zero_grad(set_to_none=True)
