@@ -57,8 +57,9 @@ CPU = {
     "seed": 20240,
     "autoencoder": {"minutes": 45, "batch": 6, "frames": 9, "crop": 64, "whole": 1, "whole_every": 4, "lr": 1e-3,
                     "muon_lr": 1e-3, "pool": 384, "noise": 0.1},
-    "decoder": {"minutes": 30, "batch": 2, "lr": 8e-4, "pool": 96},
-    "latents": {"clips": 12288, "shard": 256, "batch": 8, "minutes": 20},
+    "decoder": {"minutes": 15, "batch": 6, "frames": 9, "crop": 64, "whole": 1, "whole_every": 6, "lr": 1e-3,
+                "muon_lr": 1e-3, "pool": 384, "noise": 0.12, "ema": 0.995},
+    "latents": {"clips": 8192, "shard": 256, "batch": 2, "minutes": 20},
     "probe": {"minutes": 4, "batch": 32, "lr": 1e-3, "muon_lr": 1e-3, "pool": 256, "held": 512},
     "text": {"minutes": 2, "batch": 64, "lr": 1e-3},
     "teacher": {"minutes": 65, "batch": 32, "lr": 1e-3, "muon_lr": 2e-3, "ema": 0.995, "given": 0.15,
@@ -70,7 +71,7 @@ CPU = {
 GPU = copy.deepcopy(CPU)
 GPU["device"] = "cuda"
 GPU["autoencoder"].update(muon_lr=2e-3, minutes=30, batch=48, whole=8, pool=2048)
-GPU["decoder"].update(minutes=20, batch=16, pool=1024)
+GPU["decoder"].update(minutes=20, batch=48, whole=8, pool=2048)
 GPU["latents"].update(clips=200000, shard=4096, batch=64, minutes=20)
 GPU["text"].update(batch=512)
 GPU["teacher"].update(minutes=60, batch=256, muon_lr=4e-3, ema=0.9995, given=0.25)

@@ -18,7 +18,7 @@ STAGES = (
     ("train_text", 0.03, ["batch=4"]),
     ("probe", 0.03, ["batch=8", "pool=4", "held=8"]),
     ("make_latents", 1, ["clips=16", "shard=8", "batch=8"]),
-    ("train_decoder", 0.03, ["batch=1", "pool=8"]),
+    ("train_decoder", 0.03, ["batch=1", "frames=5", "pool=8"]),
     ("train_teacher", 0.05, ["batch=4", "bake=0.5"]),
     ("distill", 0.05, ["batch=4", "substeps=1"]),
     ("evaluate", None, []),

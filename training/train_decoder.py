@@ -1,11 +1,10 @@
-"""Stage 1b: go on training the decoder alone, on whole clips, behind the frozen encoder.
+"""Stage 3b: go on training the decoder alone behind the frozen encoder.
 
-    python -m training.train_decoder [--preset cpu] [--minutes 30]
+    python -m training.train_decoder [--preset cpu] [--minutes 15]
 
-The latents do not change, so this may run beside the later stages. Latents get
-a little noise, which prepares the decoder for those the denoiser will make.
-Overwrites autoencoder.pt (moving average of the decoder) every few minutes and
-resumes from decoder-state.pt.
+The latents do not change, so this may run beside the later stages; it is also cheaper than stage 1. Latents get a
+little noise, which prepares the decoder for those the denoiser will make. Overwrites autoencoder.pt (moving average of
+the decoder) every few minutes and resumes from decoder-state.pt.
 """
 
 import copy
@@ -21,7 +20,7 @@ from .make_latents import load_autoencoder
 from .optim import Muon, groups
 from .progress import REPORTS, note
 from .sheet import contact_sheet
-from .train_autoencoder import reconstruction_loss
+from .train_autoencoder import Pool, reconstruction_loss
 from .train_teacher import average, save
 
 
@@ -30,11 +29,11 @@ def main():
     options, work = presets.settings(args), presets.work_dir(args.work)
     device, video = options["device"], presets.VIDEO
     torch.manual_seed(options["seed"] + 50)
-    rng = random.Random(options["seed"] + 51)
     model = load_autoencoder(work, device)
     decoder = model.decoder.requires_grad_(True)
     ema = copy.deepcopy(model).requires_grad_(False)
-    optimiser = Muon(groups(decoder.named_parameters(), lambda n, p: False, options["lr"], options["lr"]))
+    optimiser = Muon(groups(decoder.named_parameters(), lambda n, p: options["muon_lr"] > 0, options["muon_lr"],
+                            options["lr"]))
     step, spent = 0, 0.0
     state_path = work / "decoder-state.pt"
     if state_path.exists():
@@ -43,53 +42,40 @@ def main():
         ema.load_state_dict(state["ema"])
         optimiser.load_state_dict(state["optimiser"])
         step, spent = state["step"], state["spent"]
-        rng = random.Random(options["seed"] + 51 + step)
 
-    def render(count, **kind):
-        batch = [scenes.random_scene(rng, **kind) for _ in range(count)]
-        return world.render(batch, video["width"], video["height"], video["frames"], device, args.eager)
-
-    pool = []
-
-    @torch.no_grad()
-    def refill(keep):
-        clips = render(8)
-        pool.extend(zip((clips * 255).round().byte(), model.encode(clips)))
-        del pool[:max(0, len(pool) - keep)]
-
-    held_rng, rng = rng, random.Random(1234)
-    held = render(8, allow_held_out=True)
-    rng = held_rng
+    rng = random.Random(1234)
+    held = [scenes.random_scene(rng, allow_held_out=True) for _ in range(16)]
+    held = torch.cat([world.render(held[i:i + 8], video["width"], video["height"], video["frames"], device, args.eager)
+                      for i in (0, 8)])
     with torch.no_grad():
         held_latents = model.encode(held)
-    while len(pool) < options["pool"]:
-        refill(options["pool"])
+    pool = Pool(options["pool"], options["seed"] + 51 + step, device, args.eager)
     budget = options["minutes"] * 60
     note(work, f"decoder: training starts at step {step}")
     start = last_save = time.time()
-    losses, quality = [], float("nan")
-    while True:
-        elapsed = spent + time.time() - start
-        done = elapsed / budget
-        if done >= 1:
-            break
-        optimiser.set_scale(min((step + 1) / 30, 1.0, max(1.0 - done, 0.0) / 0.5 + 0.01))
-        clips, latents = zip(*(pool[rng.randrange(len(pool))] for _ in range(options["batch"])))
-        target, latents = torch.stack(clips).float() / 255, torch.stack(latents)
-        strength = 0.12 * torch.rand(len(latents), 1, 1, 1, 1, device=device)
+    losses = []
+    while (done := (elapsed := spent + time.time() - start) / budget) < 1:
+        optimiser.set_scale(min((step + 1) / 30, 1.0, max(1.0 - done, 0.0) / 0.7 + 0.01))
+        whole = step % options["whole_every"] == 0
+        target = pool.crops(options["whole"], video["height"], video["frames"]) if whole else \
+            pool.crops(options["batch"], options["crop"], options["frames"])
+        target = target.to(device)
+        with torch.no_grad():
+            latents = model.encode(target)
+        strength = options["noise"] * torch.rand(len(latents), 1, 1, 1, 1, device=device)
         loss = reconstruction_loss(model.decode(latents + strength * torch.randn_like(latents)), target)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
         optimiser.step()
         model.zero_grad(set_to_none=True)
         step += 1
-        average(ema, model, min(0.99, (step + 1) / (step + 10)))
+        average(ema, model, min(options["ema"], (step + 1) / (step + 10)))
         losses.append(loss.item())
-        if step % 16 == 0:
-            refill(options["pool"])
-        if step % 100 == 0:
+        if step % 30 == 0:
+            pool.refresh()
+        if step % 200 == 0:
             with torch.no_grad():
-                quality = psnr(torch.cat([ema.decode(z[None]) for z in held_latents]), held)
+                quality = psnr(torch.cat([ema.decode(z[None]) for z in held_latents[:6]]), held[:6])
             print(f"step {step} {elapsed:.0f} s loss {sum(losses) / len(losses):.4f} held-out {quality:.2f} dB", flush=True)
             losses = []
         if time.time() - last_save > 150:
