@@ -160,8 +160,7 @@ function tint(pixels, channel) {
 	return sum / (pixels.length / 4);
 }
 
-// The shipped model has been trained for too short a time to follow its prompt; its model card says so.
-test('the colour in the prompt is the colour in the video', { todo: 'needs a longer trained model' }, async () => {
+test('the colour in the prompt is the colour in the video', async () => {
 	const blue = await make(page, BLUE);
 	// The same scene twice, so whatever is not the ball counts the same on both sides.
 	const found = { red: [tint(red.pixels, 0), tint(blue.pixels, 0)], blue: [tint(red.pixels, 2), tint(blue.pixels, 2)] };
