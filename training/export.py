@@ -25,7 +25,8 @@ def manifest(work, source, tokenizer, sigmas, shift, tensors):
     facts = {name: read_json(work / f"{name}.json")
              for name in ("autoencoder", "decoder", "teacher", "student", "evaluation")}
     for part in facts.values():
-        part.pop("log", None)
+        for curve in ("log", "loss"):  # kept in reports/, too long for a manifest
+            part.pop(curve, None)
     weights = sum(t.numel() * 4 for t in tensors.values())
     largest = max(t.numel() * 4 for t in tensors.values())
     # the widest activation of the decoder is its last stage: all channels of a frame at half size, four frames
