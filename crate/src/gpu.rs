@@ -39,7 +39,8 @@ impl Faults {
 /// How to ask for a GPU.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct GpuOptions {
-    /// Ask for nothing beyond the limits that every WebGPU device guarantees, to test what a phone would refuse.
+    /// Ask for nothing beyond the limits that every WebGPU device guarantees, to test what a phone would refuse. One
+    /// exception: burn's own kernels need more than 256 invocations where the subgroups are wider than 32 lanes.
     pub strict_limits: bool,
     /// Bytes that the model wants to bind at once; 0 for the guaranteed 128 MiB.
     pub max_storage_buffer_binding_size: u64,
@@ -123,6 +124,14 @@ fn assumed_features() -> Features {
         | Features::SUBGROUP
 }
 
+/// Invocations of the largest workgroup that burn's own small kernels (fill, slice, join) take: eight subgroups, as far as
+/// the adapter allows, whatever the device was made with. Only a subgroup of more than 32 lanes goes beyond WebGPU's 256.
+fn runtime_invocations(info: &wgpu::AdapterInfo, offered: &Limits) -> u32 {
+    // The runtime takes 128 lanes where an adapter states none.
+    let lanes = if info.subgroup_max_size == 0 { 128 } else { info.subgroup_max_size };
+    (8 * lanes).min(offered.max_compute_invocations_per_workgroup)
+}
+
 /// The guaranteed limits, raised only where the model needs more or where the runtime gains from it.
 fn wanted_limits(adapter: &wgpu::Adapter, options: GpuOptions) -> Result<Limits> {
     let offered = adapter.limits();
@@ -141,6 +150,8 @@ fn wanted_limits(adapter: &wgpu::Adapter, options: GpuOptions) -> Result<Limits>
     }
     limits.max_storage_buffer_binding_size = limits.max_storage_buffer_binding_size.max(binding);
     limits.max_buffer_size = limits.max_buffer_size.max(buffer);
+    limits.max_compute_invocations_per_workgroup =
+        limits.max_compute_invocations_per_workgroup.max(runtime_invocations(&adapter.get_info(), &offered));
     if !options.strict_limits {
         limits.max_compute_workgroup_storage_size = offered.max_compute_workgroup_storage_size;
         limits.max_compute_invocations_per_workgroup = offered.max_compute_invocations_per_workgroup;

@@ -117,7 +117,7 @@ test('the native program makes the same frames', { timeout: 120_000 }, async () 
 	try {
 		const model = fileURLToPath(new URL('../../model-shards', import.meta.url));
 		await promisify(execFile)(CLI, ['generate', '--model', model, '--prompt', RED.prompt, '--seed', String(RED.seed), '--device', 'cpu', '--out', folder]);
-		const names = (await readdir(folder)).filter((name) => name.endsWith('.png')).sort();
+		const names = (await readdir(folder)).filter((name) => name.startsWith('frame-')).sort();
 		assert.equal(names.length, red.count);
 		const files = await Promise.all(names.map(async (name) => (await readFile(join(folder, name))).toString('base64')));
 		// The browser reads its own picture format; nothing else here can.
