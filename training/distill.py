@@ -133,7 +133,7 @@ def train(rank, args):
     while elapsed < budget:
         done = elapsed / budget
         optimiser.set_scale(min((step + 1) / 10, 1.0, max(1.0 - done, 0.0) / 0.5 + 0.01))
-        if step % options["replay"] == 0:
+        if step % options["replay"] == 0 or not walks.kept:
             texts = [captions.caption(scenes.random_scene(rng), rng) for _ in range(walkers)]
             ids = encode(tokenizer, texts).to(device)
             noise = torch.randn(walkers, *sampling.latent_shape(), device=device)
