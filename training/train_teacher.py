@@ -11,7 +11,8 @@ are trained and the guidance is added to the target (after Tang et al., "Diffusi
 models without classifier-free guidance", 2025, with a frozen copy of the network
 for the difference), so that teacher.pt samples in four unguided steps. Distillation
 (`distill.py`) goes further but learns nothing new about the data. Writes teacher-state.pt (resumable)
-and teacher.pt (moving average of the weights), sheets into reports/.
+and teacher.pt (moving average of the weights), sheets into reports/. A teacher.pt without
+its state is trained on from its weights; delete it to begin anew.
 """
 
 import copy
@@ -132,7 +133,9 @@ def train(rank, args):
     torch.manual_seed(options["seed"])
     tokenizer = tokenizers.load(work)
     model = TextToVideo(tokenizer.get_vocab_size()).to(device)
-    if (work / "text.pt").exists():
+    if (work / "teacher.pt").exists():  # of an earlier run, or of python -m training.shards
+        model.load_state_dict(torch.load(work / "teacher.pt", map_location=device))
+    elif (work / "text.pt").exists():
         model.text_encoder.load_state_dict(torch.load(work / "text.pt", map_location=device))
     ema = copy.deepcopy(model).requires_grad_(False)
     width = presets.TRANSFORMER["num_attention_heads"] * presets.TRANSFORMER["attention_head_dim"]
