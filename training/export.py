@@ -1,4 +1,4 @@
-"""Stage 6: write the directory `kinora pack` takes: model.json, tokenizer.json, weights.safetensors.
+"""Stage 8: write the directory `kinora pack` takes: model.json, tokenizer.json, weights.safetensors.
 
     python -m training.export --out DIR [--from teacher|student]
 

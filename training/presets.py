@@ -1,6 +1,6 @@
 """Settings of every training stage, as two presets.
 
-`cpu` is what two cores train in about two hours; `gpu` keeps the same world
+`cpu` is what two cores train in about three hours; `gpu` keeps the same world
 and file layout and raises the budgets. Every stage reads its part from here.
 """
 

@@ -2,7 +2,7 @@
 
     python -m training.train_decoder [--preset cpu] [--minutes 15]
 
-The latents do not change, so this may run beside the later stages; it is also cheaper than stage 1. Latents get a
+The latents do not change, so this may come after the later stages; it is also cheaper than stage 1. Latents get a
 little noise, which prepares the decoder for those the denoiser will make. Overwrites autoencoder.pt (moving average of
 the decoder) every few minutes and resumes from decoder-state.pt.
 """

@@ -13,6 +13,7 @@ import { make, outcome, psnr, start } from './support.mjs';
 const { ALL_FORMATS, BufferSource, EncodedPacketSink, Input } = createRequire(new URL('../../web/package.json', import.meta.url))('mediabunny');
 
 const RED = { prompt: 'a red ball bounces on green grass under a blue sky', seed: 7 };
+const BLUE = { prompt: 'a blue ball bounces on green grass under a blue sky', seed: 7 };
 
 let site;
 /** The page most tests share: its model stays loaded. */
@@ -166,6 +167,13 @@ test('the colour in the prompt is the colour in the video', async () => {
 	const found = { red: [tint(reds.pixels, 0), tint(blues.pixels, 0)], blue: [tint(reds.pixels, 2), tint(blues.pixels, 2)] };
 	assert.ok(found.red[0] > found.red[1] + 2, JSON.stringify(found));
 	assert.ok(found.blue[1] > found.blue[0] + 2, JSON.stringify(found));
+});
+
+test('the colour in the prompt holds against other colour words', { todo: 'the model lets a second colour word win; see its card' }, async () => {
+	const blue = await make(page, BLUE);
+	const found = { red: [tint(red.pixels, 0), tint(blue.pixels, 0)], blue: [tint(red.pixels, 2), tint(blue.pixels, 2)] };
+	assert.ok(found.red[0] > found.red[1] + 0.5, JSON.stringify(found));
+	assert.ok(found.blue[1] > found.blue[0] + 0.5, JSON.stringify(found));
 });
 
 test('words the model does not know are named, and the video is made all the same', async () => {
