@@ -18,7 +18,7 @@ AUTOENCODER = {
     "latent_channels": 32,
     "patch_size": 2,
     "encoder_channels": [32, 32, 48, 64],
-    "decoder_channels": [128, 64, 32, 24],
+    "decoder_channels": [128, 96, 48, 24],
     "encoder_time_downscale": [True, True, False],
     "decoder_time_upscale": [False, True, True],
     "decoder_space_upscale": [True, True, True],

@@ -54,6 +54,16 @@ def load(folder):
     return manifest, {name: read_tensor(name, entry, shards) for name, entry in manifest["tensors"].items()}
 
 
+def parts(tensors):
+    """State dictionaries of the autoencoder and of the text encoder with the denoiser."""
+    autoencoder = {name.removeprefix("autoencoder."): value for name, value in tensors.items()
+                   if name.startswith("autoencoder.")}
+    both = {name: value for name, value in tensors.items() if not name.startswith("autoencoder.")}
+    # transformers keeps a second name for the tied table
+    both["text_encoder.encoder.embed_tokens.weight"] = both["text_encoder.shared.weight"]
+    return autoencoder, both
+
+
 def main():
     from . import presets
     from .progress import note
@@ -62,13 +72,7 @@ def main():
     args = parser.parse_args()
     work = presets.work_dir(args.work)
     manifest, tensors = load(args.model)
-    parts = {"autoencoder": {}, "teacher": {}}
-    for name, value in tensors.items():
-        inside = name.startswith("autoencoder.")
-        parts["autoencoder" if inside else "teacher"][name.removeprefix("autoencoder.")] = value
-    # transformers keeps a second name for the tied table
-    parts["teacher"]["text_encoder.encoder.embed_tokens.weight"] = parts["teacher"]["text_encoder.shared.weight"]
-    for part, state in parts.items():
+    for part, state in zip(("autoencoder", "teacher"), parts(tensors)):
         if not (work / f"{part}.pt").exists():
             torch.save(state, work / f"{part}.pt")
     if not (work / "tokenizer.json").exists():
