@@ -14,6 +14,8 @@ source "$root/scripts/parts.sh"
 source "$root/scripts/test.sh"
 # shellcheck source=scripts/bench.sh
 source "$root/scripts/bench.sh"
+# shellcheck source=scripts/evaluate.sh
+source "$root/scripts/evaluate.sh"
 
 usage() {
     cat <<'TEXT'
@@ -24,6 +26,7 @@ Usage: ./build.sh COMMAND [ARGUMENTS]
   test                  run every check; the last line is "N passed, N failed"
   dist                  write the page as a folder of static files, ./dist
   bench [...]           time devices and kernels against each other and print ratios
+  evaluate [...]        judge the shipped model and renew model-shards/evaluation.json and the model card's tables
   build                 build the page and the engine only
   help                  print this
 
@@ -59,6 +62,7 @@ demo | serve | dist) "$command" "$@" ;;
 build) build_page ;;
 test) run_tests ;;
 bench) run_bench "$@" ;;
+evaluate) run_evaluate "$@" ;;
 help | -h | --help) usage ;;
 *) fail "There is no command '$command'; ./build.sh help lists those there are." ;;
 esac

@@ -66,6 +66,18 @@ add_wasm_target() {
     return 1
 }
 
+# Sets python to one with the packages of the training.
+python_found() {
+    local candidate
+    for candidate in "$cache_dir/py/bin/python" python3 python; do
+        if has "$candidate" && "$candidate" -c 'import torch, diffusers, transformers, tokenizers, PIL' 2>/dev/null; then
+            python=$candidate
+            return 0
+        fi
+    done
+    return 1
+}
+
 can_install() { has apt-get && { ((EUID == 0)) || has sudo; }; }
 
 as_root() { if ((EUID == 0)); then "$@"; else sudo "$@"; fi; }
@@ -112,6 +124,12 @@ install_browser() {
         -e 'import { chromium } from "playwright-core"; console.log(chromium.executablePath())') >"$cache_dir/chromium-path"
 }
 
+install_python() {
+    python3 -c 'import venv, ensurepip' 2>/dev/null || apt_install python3 python3-venv || return 1
+    say "Installing PyTorch and the reference implementations, about 6 GB"
+    python3 -m venv "$cache_dir/py" && "$cache_dir/py/bin/pip" install --quiet -r "$root/training/requirements.txt"
+}
+
 install_wasm() { apt_install rustc-web cargo-web rust-web-src lld-19; }
 
 cc_found() { has cc; }
@@ -122,6 +140,7 @@ describe() {
     cc) say "a C compiler called cc, which Rust links with" ;;
     node) say "Node.js $node_needed or newer, with npm (https://nodejs.org)" ;;
     browser) say "Chromium or Chrome (set CHROMIUM to its path if it is somewhere unusual)" ;;
+    python) say "Python with the packages of training/requirements.txt" ;;
     wasm) say "Rust's standard library for $wasm_target (rustup target add $wasm_target)" ;;
     esac
 }

@@ -1,18 +1,15 @@
 """Batches for the denoiser: cached latents with freshly drawn captions, and given (clean) frames."""
 
-import math
 import random
 
 import torch
 
-from . import captions, presets, scenes, world
+from . import presets, worlds
 from .make_latents import load_shards
 
-TOKENS = 28  # longest caption of the grammar, with </s>, fits
-
-
-def encode(tokenizer, texts, length=TOKENS):
-    """Token ids [B, length] padded with 0."""
+def encode(tokenizer, texts):
+    """Token ids [B, L] padded with 0, as long as captions get."""
+    length = presets.VIDEO["caption_tokens"]
     ids = torch.zeros(len(texts), length, dtype=torch.long)
     for row, text in enumerate(texts):
         got = tokenizer.encode(text).ids
@@ -23,65 +20,100 @@ def encode(tokenizer, texts, length=TOKENS):
 
 
 def object_weights(described, latents, weight):
-    """Loss weights [N, 1, F, h, w]: `weight` where the object is during the latent frame, 1 elsewhere.
+    """Loss weights [N, 1, F, h, w]: `weight` where an object is during the latent frame, 1 elsewhere.
 
-    The object fills few cells; without weights it is what the model learns
+    Objects fill few cells; without weights they are what the model learns
     last. Weights do not move the optimum of the loss, a mean for every element.
     """
     video = presets.VIDEO
     count, rows, columns = latents.shape[2:]
-    p = world.parameters(described, video["frames"], video["width"], video["height"])
-    cos, sin, x, y, z, radius = p[..., :6].unbind(-1)
-    side, ahead = x * cos - z * sin, x * sin + z * cos
-    tilt_cos, tilt_sin = math.cos(world.PITCH), math.sin(world.PITCH)
-    scale = world.FOCAL * rows / (y * tilt_sin + ahead * tilt_cos)
-    u, v = columns / 2 + side * scale, rows / 2 - (y * tilt_cos - ahead * tilt_sin) * scale
-    grid_v, grid_u = torch.meshgrid(torch.arange(rows) + 0.5, torch.arange(columns) + 0.5, indexing="ij")
-    far = torch.maximum((grid_u - u[..., None, None]).abs(), (grid_v - v[..., None, None]).abs())
-    near = (far < (radius * scale + 0.6)[..., None, None]).float()
+    cell = presets.cell()
+    boxes = worlds.object_boxes(described, columns * cell, rows * cell, video["frames"], video["fps"])
+    left, top, right, bottom = boxes[..., None, None].unbind(3)
+    v, u = torch.meshgrid(torch.arange(rows) + 0.5, torch.arange(columns) + 0.5, indexing="ij")
+    # a cell counts when the object reaches to 0.6 cells from its middle
+    near = ((u - left * columns > -0.6) & (u - right * columns < 0.6)
+            & (v - top * rows > -0.6) & (v - bottom * rows < 0.6)).float().amax(2)
     # frame 0 makes latent frame 0, each later latent frame stands for four frames
     near = torch.cat([near[:, :1], near[:, 1:].unflatten(1, (count - 1, -1)).amax(2)], 1)
     return (1 + (weight - 1) * near)[:, None].half()
 
 
+UNKNOWN = -100  # what cross entropy leaves out
+
+
 def attribute_indices(described):
-    """Every attribute of every scene as its index in scenes.ATTRIBUTES: [N, 7]."""
-    return torch.tensor([[values.index(scene[name]) for name, values in scenes.ATTRIBUTES.items()]
-                         for scene in described])
+    """Every attribute of every scene as its index in worlds.ATTRIBUTES, or UNKNOWN: [N, A]."""
+    rows = []
+    for scene in described:
+        labels = worlds.labels(scene)
+        rows.append([UNKNOWN if labels[name] is None else values.index(labels[name])
+                     for name, values in worlds.ATTRIBUTES.items()])
+    return torch.tensor(rows)
+
+
+def naming_loss(logits, attributes):
+    """Cross entropy of logits [.., V] against indices [..], the mean over those that are known, 0 if none is."""
+    total = torch.nn.functional.cross_entropy(logits.flatten(0, -2), attributes.flatten(), reduction="sum")
+    return total / (attributes != UNKNOWN).sum().clamp_min(1)
+
+
+def share_right(logits, attributes):
+    """Share of the known indices [N] that logits [N, V] name."""
+    known = attributes != UNKNOWN
+    return ((logits.argmax(-1) == attributes) & known).sum().item() / max(known.sum().item(), 1)
+
+
+class Group:
+    """Cached clips of one size: latents [N, C, F, h, w], scenes, loss weights and attributes."""
+
+    def __init__(self, latents, described, weight):
+        self.latents, self.scenes, self.weight = latents, described, weight
+        self.weights = object_weights(described, latents, weight)
+        self.attributes = attribute_indices(described)
+
+    def add(self, other):
+        for name in ("latents", "weights", "attributes"):
+            setattr(self, name, torch.cat([getattr(self, name), getattr(other, name)]))
+        self.scenes = self.scenes + other.scenes
 
 
 class LatentData:
-    """Random batches from the shards that exist; `refresh` takes in new ones."""
+    """Random batches from the shards that exist, each of one size; `refresh` takes in new ones."""
 
     def __init__(self, work, tokenizer, seed, device, caption_dropout=0.1, object_weight=5.0):
         self.work, self.tokenizer, self.device = work, tokenizer, device
         self.dropout, self.weight = caption_dropout, object_weight
         self.rng = random.Random(seed)
-        self.latents, self.scenes, self.next = load_shards(work)
-        if self.latents is None:
+        self.groups, self.next = {}, 0
+        self.refresh()
+        if not self.groups:
             raise SystemExit("no latents in the work folder: run python -m training.make_latents first")
-        self.weights = object_weights(self.scenes, self.latents, self.weight)
-        self.attributes = attribute_indices(self.scenes)
 
     def __len__(self):
-        return len(self.scenes)
+        return sum(len(group.scenes) for group in self.groups.values())
 
     def refresh(self):
-        latents, described, self.next = load_shards(self.work, self.next)
-        if latents is not None:
-            self.latents = torch.cat([self.latents, latents])
-            self.scenes += described
-            self.attributes = torch.cat([self.attributes, attribute_indices(described)])
-            self.weights = torch.cat([self.weights, object_weights(described, latents, self.weight)])
+        shards, self.next = load_shards(self.work, self.next)
+        for latents, described in shards:
+            group, shape = Group(latents, described, self.weight), latents.shape[1:]
+            if shape in self.groups:
+                self.groups[shape].add(group)
+            else:
+                self.groups[shape] = group
 
     def batch(self, count):
-        """Latents [B, C, F, H, W], token ids [B, L], loss weights [B, 1, F, H, W], attributes [B, 7]; dropped captions are empty (only </s>)."""
-        chosen = [self.rng.randrange(len(self.scenes)) for _ in range(count)]
-        texts = ["" if self.rng.random() < self.dropout else captions.caption(self.scenes[i], self.rng)
-                 for i in chosen]
-        return (self.latents[chosen].float().to(self.device),
-                encode(self.tokenizer, texts).to(self.device), self.weights[chosen].float().to(self.device),
-                self.attributes[chosen].to(self.device))
+        """Latents [B, C, F, H, W], token ids [B, L], loss weights [B, 1, F, H, W], attributes [B, A].
+
+        Dropped captions are empty (only </s>).
+        """
+        groups = list(self.groups.values())
+        group, = self.rng.choices(groups, [len(group.scenes) for group in groups])
+        chosen = [self.rng.randrange(len(group.scenes)) for _ in range(count)]
+        texts = ["" if self.rng.random() < self.dropout else worlds.caption(group.scenes[i], self.rng) for i in chosen]
+        return (group.latents[chosen].float().to(self.device),
+                encode(self.tokenizer, texts).to(self.device), group.weights[chosen].float().to(self.device),
+                group.attributes[chosen].to(self.device))
 
 
 def given_frames(count, frames, share, rng):

@@ -1,6 +1,7 @@
 """Stage 5: distil the guided teacher into a student of a few unguided Euler steps.
 
     python -m training.distill [--preset cpu] [--minutes 15]
+    python -m training.distill --teacher student --name student2 --set steps=2 --set guidance=1
 
 After Salimans and Ho, "Progressive distillation for fast sampling of diffusion
 models" (2022), and Meng et al., "On distillation of guided diffusion models"
@@ -9,7 +10,7 @@ noise through the student's sigmas in several substeps each; between two student
 sigmas the student regresses the mean velocity of that walk in one pass without
 guidance. A walk costs the teacher many passes, so recent walks are kept and each
 is used a few times (`replay`). Rows with given frames keep the plain flow-matching loss, which keeps
-that ability. `--choose` measures shifts first: PSNR of 4 guided teacher steps
+that ability. The second command goes on from four steps to two. `--choose` measures shifts first: PSNR of 4 guided teacher steps
 against 24. Writes student-state.pt and student.pt.
 """
 
@@ -20,20 +21,19 @@ import time
 
 import torch
 
-from . import captions, presets, sampling, scenes, tokenizer as tokenizers
+from . import distributed, presets, sampling, tokenizer as tokenizers, worlds
 from .autoencoder import psnr
 from .data import LatentData, encode
 from .make_latents import load_autoencoder
 from .model import TextToVideo
-from .progress import REPORTS, note
-from .train_teacher import (average, masked_loss, noised, optimiser_for, run_shared, save, share_gradients, show,
-                            start_shared)
+from .progress import REPORTS, Clock, note
+from .train_teacher import average, masked_loss, noised, optimiser_for, save, show
 
 
 @torch.no_grad()
 def choose_shift(teacher, tokenizer, autoencoder, options, device, shifts=(2.0, 3.0, 5.0, 8.0)):
     """PSNR (dB) of few guided steps against 24 for some shifts, as {shift: dB}."""
-    prompts, seeds = list(captions.EXAMPLES[:4]), [11, 12, 13, 14]
+    prompts, seeds = list(worlds.EXAMPLES[:4]), [11, 12, 13, 14]
 
     def clips(sigmas):
         z = sampling.sample(teacher, tokenizer, prompts, seeds, sigmas, options["guidance"], device)
@@ -45,32 +45,40 @@ def choose_shift(teacher, tokenizer, autoencoder, options, device, shifts=(2.0, 
 
 @torch.no_grad()
 def walk(teacher, noise, ids, sigmas, substeps, guidance):
-    """States at each sigma and mean velocities to the next, along the guided teacher's path from `noise`."""
+    """The guided teacher's path from `noise` over `sigmas`, of which every `substeps`-th is the student's.
+
+    Returns the states at the student's sigmas and the mean velocities to the next one.
+    """
     x, states, velocities = noise, [], []
-    for s, after in zip(sigmas, [*sigmas[1:], 0.0]):
+    for first in range(0, len(sigmas), substeps):
+        points = [*sigmas, 0.0][first:first + substeps + 1]
         start = x
-        for i in range(substeps):
-            now, then = (s + (after - s) * j / substeps for j in (i, i + 1))
+        for now, then in zip(points, points[1:]):
             level = torch.full((len(x), x.shape[2]), now, device=x.device)
             x = x + sampling.guided(teacher, x, level, ids, guidance) * (then - now)
         states.append(start)
-        velocities.append((x - start) / (after - s))
+        velocities.append((x - start) / (points[-1] - points[0]))
     return torch.stack(states, 1), torch.stack(velocities, 1)
 
 
 class Walks:
-    """The last walks: states and mean velocities [S, C, F, H, W] and token ids [L] of each."""
+    """The last walks of every size: states and mean velocities [S, C, F, H, W] and token ids [L] of each."""
 
     def __init__(self, sigmas, keep, rng):
-        self.sigmas, self.keep, self.rng, self.kept = sigmas, keep, rng, []
+        self.sigmas, self.keep, self.rng, self.groups = sigmas, keep, rng, {}
 
     def add(self, states, velocities, ids):
-        self.kept += zip(states, velocities, ids)
-        del self.kept[:-self.keep]
+        kept = self.groups.setdefault(states.shape[2:], [])
+        kept += zip(states, velocities, ids)
+        del kept[:-self.keep]
 
     def draw(self, count):
-        """States [count, ...] of random walks, their sigmas [count, 1], targets and ids; every sigma equally often."""
-        chosen = [self.kept[self.rng.randrange(len(self.kept))] for _ in range(count)]
+        """States [count, ...] of random walks of one size, their sigmas [count, 1], targets and ids.
+
+        Every sigma comes equally often.
+        """
+        kept = self.rng.choice(list(self.groups.values()))
+        chosen = [kept[self.rng.randrange(len(kept))] for _ in range(count)]
         first = self.rng.randrange(len(self.sigmas))
         which = [(first + i) % len(self.sigmas) for i in range(count)]
         states = torch.stack([walk[0][i] for walk, i in zip(chosen, which)])
@@ -83,17 +91,14 @@ def main():
     parser = presets.arguments("distill", __doc__)
     parser.add_argument("--choose", action="store_true", help="measure shifts before training")
     parser.add_argument("--shift", type=float, default=3.0, help="sigma shift without --choose")
-    parser.add_argument("--processes", type=int, default=1, help="share each batch between so many processes")
-    run_shared(train, parser.parse_args())
-
-
-def train(rank, args):
-    shared = start_shared(rank, args)
+    parser.add_argument("--teacher", default="teacher", help="whose weights show the way")
+    parser.add_argument("--name", default="student", help="what the result is called")
+    args = parser.parse_args()
     options, work = presets.settings(args), presets.work_dir(args.work)
-    device = options["device"]
+    rank, world, device = distributed.start(options["device"])
     tokenizer = tokenizers.load(work)
     teacher = TextToVideo(tokenizer.get_vocab_size())
-    teacher.load_state_dict(torch.load(work / "teacher.pt", map_location="cpu"))
+    teacher.load_state_dict(torch.load(work / f"{args.teacher}.pt", map_location="cpu"))
     teacher.to(device).eval().requires_grad_(False)
     autoencoder = load_autoencoder(work, device)
     shift, measured = args.shift, None
@@ -108,7 +113,7 @@ def train(rank, args):
     ema = copy.deepcopy(teacher)
     optimiser = optimiser_for(student, options)
     step, spent, log = 0, 0.0, []
-    state_path = work / "student-state.pt"
+    state_path = work / f"{args.name}-state.pt"
     if state_path.exists():
         state = torch.load(state_path, map_location=device)
         student.load_state_dict(state["model"])
@@ -116,28 +121,28 @@ def train(rank, args):
         optimiser.load_state_dict(state["optimiser"])
         step, spent, log, shift = state["step"], state["spent"], state["log"], state["shift"]
         sigmas = sampling.schedule(options["steps"], shift)
+    path = sampling.schedule(options["steps"] * options["substeps"], shift)
     seed = options["seed"] + 100 + step + 100003 * rank
     torch.manual_seed(seed)
     rng = random.Random(seed + 1)
     data = LatentData(work, tokenizer, seed + 2, device, caption_dropout=0.0)
-    run = student if args.eager else torch.compile(student)
+    run = distributed.shared(student if args.eager else torch.compile(student))
     look = teacher if args.eager else torch.compile(teacher)
-    budget = options["minutes"] * 60
-    batch = max(2, options["batch"] // args.processes)
+    clock = Clock(options, spent)
+    batch = max(2, options["batch"] // world)
     walkers = max(1, batch // 2)
     if rank == 0:
         note(work, f"distillation: starts at step {step}, sigmas {[round(s, 4) for s in sigmas]}")
     walks = Walks(sigmas, options["keep"], rng)
-    start = last_save = time.time()
-    elapsed, losses = spent, []
-    while elapsed < budget:
-        done = elapsed / budget
+    last_save, losses = time.time(), []
+    while clock.running():
+        elapsed, done = clock.elapsed, clock.done
         optimiser.set_scale(min((step + 1) / 10, 1.0, max(1.0 - done, 0.0) / 0.5 + 0.01))
-        if step % options["replay"] == 0 or not walks.kept:
-            texts = [captions.caption(scenes.random_scene(rng), rng) for _ in range(walkers)]
+        if step % options["replay"] == 0 or not walks.groups:
+            texts = [worlds.caption(worlds.random_scene(rng), rng) for _ in range(walkers)]
             ids = encode(tokenizer, texts).to(device)
-            noise = torch.randn(walkers, *sampling.latent_shape(), device=device)
-            walks.add(*walk(look, noise, ids, sigmas, options["substeps"], options["guidance"]), ids)
+            noise = torch.randn(walkers, *sampling.latent_shape(rng.choice(presets.VIDEO["sizes"])), device=device)
+            walks.add(*walk(look, noise, ids, path, options["substeps"], options["guidance"]), ids)
         x, level, target, ids = walks.draw(2 * batch)
         loss = (run(x, level.expand(-1, x.shape[2]).contiguous(), ids) - target).square().mean()
         loss.backward()
@@ -146,8 +151,6 @@ def train(rank, args):
             latents, given_ids, weights, _ = data.batch(batch)
             x, level, target, mask = noised(latents, dict(options, given=1.0), rng)
             (0.5 * masked_loss(run(x, level, given_ids), target, mask * weights)).backward()
-        figures = [total, spent + time.time() - start]
-        total, elapsed = share_gradients(student, figures) if shared else figures
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimiser.step()
         student.zero_grad(set_to_none=True)
@@ -164,17 +167,21 @@ def train(rank, args):
         if time.time() - last_save > 150:
             last_save = time.time()
             save(state_path, model=student, ema=ema, optimiser=optimiser, step=step, spent=elapsed, log=log, shift=shift)
-            torch.save(ema.state_dict(), work / "student.pt")
+            torch.save(ema.state_dict(), work / f"{args.name}.pt")
+    elapsed = clock.elapsed
+    distributed.finish()
     if rank != 0:
         return
-    walked = -(-step // options["replay"]) * walkers * args.processes
+    walked = -(-step // options["replay"]) * walkers * world
     save(state_path, model=student, ema=ema, optimiser=optimiser, step=step, spent=elapsed, log=log, shift=shift)
-    torch.save(ema.state_dict(), work / "student.pt")
-    facts = {"steps": step, "walks": walked, "minutes": elapsed / 60, "guidance": options["guidance"],
+    torch.save(ema.state_dict(), work / f"{args.name}.pt")
+    if not clock.over:
+        return note(work, f"distillation: paused at step {step}, {100 * clock.done:.0f} % done")
+    facts = {"steps": step, "walks": walked, "minutes": elapsed / 60, "guidance": options["guidance"], "teacher": args.teacher,
              "substeps": options["substeps"], "sigmas": sigmas, "shift": shift, "shift_db": measured,
              "loss": [(s, round(value, 4)) for s, _, value in log]}
-    (work / "student.json").write_text(json.dumps(facts))
-    show(ema, tokenizer, autoencoder, REPORTS / "student.png", 1.0, sigmas, device)
+    (work / f"{args.name}.json").write_text(json.dumps(facts))
+    show(ema, tokenizer, autoencoder, REPORTS / f"{args.name}.png", 1.0, sigmas, device)
     note(work, f"distillation: finished, {step} steps, {walked} walks, {elapsed / 60:.0f} min, "
                f"loss {log[-1][2] if log else float('nan'):.4f}")
 

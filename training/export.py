@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from . import captions, presets, sampling, tokenizer as tokenizers
+from . import presets, sampling, tokenizer as tokenizers, worlds
 
 
 def read_json(path):
@@ -22,6 +22,7 @@ def read_json(path):
 
 def manifest(work, source, tokenizer, sigmas, shift, tensors):
     video = presets.VIDEO
+    pixels = max(width * height for width, height in map(presets.padded, video["sizes"]))
     facts = {name: read_json(work / f"{name}.json")
              for name in ("autoencoder", "decoder", "teacher", "student", "evaluation")}
     for part in facts.values():
@@ -30,29 +31,28 @@ def manifest(work, source, tokenizer, sigmas, shift, tensors):
     weights = sum(t.numel() * 4 for t in tensors.values())
     largest = max(t.numel() * 4 for t in tensors.values())
     # the widest activation of the decoder is its last stage: all channels of a frame at half size, four frames
-    activation = 4 * 4 * max(presets.AUTOENCODER["decoder_channels"][2] * 2, 64) * video["width"] * video["height"] // 4
+    activation = 4 * 4 * max(presets.AUTOENCODER["decoder_channels"][2] * 2, 64) * pixels // 4
     text = {"kind": "umt5", "vocab_size": tokenizer.get_vocab_size(), **presets.TEXT_ENCODER,
             "tokenizer": {"path": "tokenizer.json"}}
     return {
         "interface": "kinora-wan-1",
-        "name": "kinora-meadow",
-        "title": "Kinora Meadow",
-        "description": "A small model of balls and cubes that bounce, roll, fall and rise, on five grounds under "
-                       "four skies, trained from nothing on a procedural world.",
+        "name": worlds.TITLE.lower().replace(" ", "-"),
+        "title": worlds.TITLE,
+        "description": worlds.DESCRIPTION,
         "license": "CC0-1.0 (weights)",
         "text_encoder": text,
         "transformer": {"kind": "wan", **presets.TRANSFORMER},
         "autoencoder": presets.AUTOENCODER,
         "sampler": {"sigmas": [round(s, 6) for s in sigmas], "shift": 1.0, "step": "euler", "timestep_scale": 1000.0},
-        "video": {"fps": video["fps"], "sizes": [{"width": video["width"], "height": video["height"],
-                                                   "frames": [video["frames"]]}]},
+        "video": {"fps": video["fps"], "sizes": [{"width": width, "height": height, "frames": [video["frames"]]}
+                                             for width, height in video["sizes"]]},
         "vocabulary": json.loads((work / "vocabulary.json").read_text()),
-        "examples": list(captions.EXAMPLES),
+        "examples": list(worlds.EXAMPLES),
         "requires": {"features": [], "max_buffer_size": max(largest, activation, 16 * 2 ** 20),
                      "max_storage_buffer_binding_size": max(largest, activation, 16 * 2 ** 20),
                      "memory_bytes": 2 * weights + 16 * activation},
         "training": {"weights": source, "sigma_shift": shift, "dtype": "f32",
-                     "data": "procedural world of this repository (training/world.py)", **facts},
+                     "data": "procedural world of this repository (training/" + presets.WORLD + ")", **facts},
     }
 
 

@@ -16,7 +16,7 @@ import time
 import numpy as np
 import torch
 
-from . import presets, scenes, world
+from . import presets, worlds
 from .autoencoder import Autoencoder
 from .progress import note
 
@@ -34,28 +34,29 @@ def shard_path(work, index):
 
 
 def load_shards(work, first=0):
-    """Latents (f16 tensor) and scenes of the shards from `first` on that exist, and the number of the next."""
-    latents, described = [], []
+    """(latents as f16 tensor, scenes) of the shards from `first` on that exist, and the number of the next."""
+    shards = []
     while shard_path(work, first).exists():
         shard = np.load(shard_path(work, first))
-        latents.append(torch.from_numpy(shard["latents"]))
-        described += json.loads(str(shard["scenes"]))
+        shards.append((torch.from_numpy(shard["latents"]), json.loads(str(shard["scenes"]))))
         first += 1
-    return (torch.cat(latents) if latents else None), described, first
+    return shards, first
 
 
 def render_shard(work, options, index, eager):
-    """Scenes of a shard and its clips as bytes [N, T, 3, H, W], from clips-NNNN.npy if rendered ahead."""
-    video = presets.VIDEO
+    """Scenes of a shard and its clips as bytes [N, T, 3, H, W], from clips-NNNN.npy if rendered ahead.
+
+    The model's sizes take turns from shard to shard.
+    """
+    sizes = presets.VIDEO["sizes"]
     rng = random.Random(f"{options['seed']}-latents-{index}")
-    batch = [scenes.random_scene(rng) for _ in range(options["shard"])]
+    batch = [worlds.random_scene(rng) for _ in range(options["shard"])]
     path = clips_path(work, index)
     if path.exists():
         return batch, torch.from_numpy(np.load(path))
     clips = []
     for i in range(0, len(batch), options["batch"]):
-        rendered = world.render(batch[i:i + options["batch"]], video["width"], video["height"], video["frames"],
-                                options["device"], eager)
+        rendered = worlds.clips(batch[i:i + options["batch"]], options["device"], eager, sizes[index % len(sizes)])
         clips.append((rendered * 255).round().byte().cpu())
     return batch, torch.cat(clips)
 

@@ -19,8 +19,8 @@ from . import presets
 TIMESTEP_SCALE = 1000.0
 
 
-def text_config(vocab_size, options=presets.TEXT_ENCODER):
-    o = options
+def text_config(vocab_size):
+    o = presets.TEXT_ENCODER
     return UMT5Config(
         vocab_size=vocab_size, d_model=o["d_model"], d_kv=o["d_kv"], d_ff=o["d_ff"], num_heads=o["num_heads"],
         num_layers=o["num_layers"], num_decoder_layers=o["num_layers"], dropout_rate=0.0,

@@ -1,7 +1,7 @@
-"""Settings of every training stage, as two presets.
+"""The models and the settings of every training stage.
 
-`cpu` is what two cores train in about three hours; `gpu` keeps the same world
-and file layout and raises the budgets. Every stage reads its part from here.
+A model (`meadow`, `harbour`, `harbour-large`) is a world and the shapes of its networks; `--model` or $KINORA_MODEL
+picks one. A preset (`cpu`, `gpu`) holds the budgets and rates of the stages. Every stage reads its part from here.
 """
 
 import argparse
@@ -10,47 +10,61 @@ import json
 import os
 from pathlib import Path
 
-VIDEO = {"width": 128, "height": 128, "frames": 17, "fps": 12}
-
-AUTOENCODER = {
-    "kind": "taehv",
-    "image_channels": 3,
-    "latent_channels": 32,
-    "patch_size": 2,
-    "encoder_channels": [32, 32, 48, 64],
-    "decoder_channels": [128, 96, 48, 24],
-    "encoder_time_downscale": [True, True, False],
-    "decoder_time_upscale": [False, True, True],
-    "decoder_space_upscale": [True, True, True],
-    "encoder_padding": "leading",
+# What a model is: the world it shows, the sizes of its clips and its three networks.
+MEADOW = {
+    "world": "meadow",
+    "video": {"sizes": [[128, 128]], "frames": 17, "fps": 12, "caption_tokens": 28},
+    "autoencoder": {
+        "kind": "taehv",
+        "image_channels": 3,
+        "latent_channels": 32,
+        "patch_size": 2,
+        "encoder_channels": [32, 32, 48, 64],
+        "decoder_channels": [128, 96, 48, 24],
+        "encoder_time_downscale": [True, True, False],
+        "decoder_time_upscale": [False, True, True],
+        "decoder_space_upscale": [True, True, True],
+        "encoder_padding": "leading",
+    },
+    "text_encoder": {
+        "d_model": 256,
+        "d_kv": 64,
+        "num_heads": 4,
+        "num_layers": 2,
+        "d_ff": 512,
+        "relative_attention_num_buckets": 32,
+        "relative_attention_max_distance": 128,
+        "layer_norm_epsilon": 1e-6,
+        "max_tokens": 48,
+    },
+    "transformer": {
+        "num_layers": 5,
+        "num_attention_heads": 4,
+        "attention_head_dim": 64,
+        "ffn_dim": 1024,
+        "in_channels": 32,
+        "out_channels": 32,
+        "text_dim": 256,
+        "freq_dim": 256,
+        "patch_size": [1, 2, 2],
+        "eps": 1e-6,
+        "cross_attn_norm": True,
+        "rope_max_seq_len": 1024,
+    },
 }
 
-TEXT_ENCODER = {
-    "d_model": 256,
-    "d_kv": 64,
-    "num_heads": 4,
-    "num_layers": 2,
-    "d_ff": 512,
-    "relative_attention_num_buckets": 32,
-    "relative_attention_max_distance": 128,
-    "layer_norm_epsilon": 1e-6,
-    "max_tokens": 48,
-}
+HARBOUR = copy.deepcopy(MEADOW)
+HARBOUR["world"] = "harbour"
+HARBOUR["video"].update(sizes=[[128, 128], [176, 96]], caption_tokens=48)
+HARBOUR["transformer"].update(num_layers=6)
 
-TRANSFORMER = {
-    "num_layers": 5,
-    "num_attention_heads": 4,
-    "attention_head_dim": 64,
-    "ffn_dim": 1024,
-    "in_channels": 32,
-    "out_channels": 32,
-    "text_dim": 256,
-    "freq_dim": 256,
-    "patch_size": [1, 2, 2],
-    "eps": 1e-6,
-    "cross_attn_norm": True,
-    "rope_max_seq_len": 1024,
-}
+HARBOUR_LARGE = copy.deepcopy(HARBOUR)
+HARBOUR_LARGE["video"].update(sizes=[[256, 256], [320, 176], [176, 320]], frames=33, fps=16)
+HARBOUR_LARGE["autoencoder"].update(encoder_channels=[48, 48, 64, 96], decoder_channels=[192, 128, 64, 32])
+HARBOUR_LARGE["text_encoder"].update(d_model=384, num_heads=6, d_ff=1024, num_layers=3)
+HARBOUR_LARGE["transformer"].update(num_layers=8, num_attention_heads=6, ffn_dim=1536, text_dim=384)
+
+MODELS = {"meadow": MEADOW, "harbour": HARBOUR, "harbour-large": HARBOUR_LARGE}
 
 CPU = {
     "device": "cpu",
@@ -80,6 +94,26 @@ GPU["distill"].update(minutes=30, batch=256, muon_lr=1e-3, given=0.25)
 PRESETS = {"cpu": CPU, "gpu": GPU}
 
 
+def use(model):
+    """Makes a model's parts the module's WORLD, VIDEO, AUTOENCODER, TEXT_ENCODER and TRANSFORMER."""
+    for part, value in MODELS[model].items():
+        globals()[part.upper()] = value
+
+
+use(os.environ.get("KINORA_MODEL", "meadow"))
+
+
+def cell():
+    """Pixels along the side of a latent element."""
+    return 8 * AUTOENCODER["patch_size"]
+
+
+def padded(size):
+    """The size (width, height) rounded up to whole tokens: 176x96 is the middle of a clip of 192x96."""
+    token = cell() * TRANSFORMER["patch_size"][1]
+    return [-(-length // token) * token for length in size]
+
+
 def work_dir(value=None):
     """The folder of checkpoints and caches: --work, $KINORA_WORK or training/runs."""
     path = Path(value or os.environ.get("KINORA_WORK") or Path(__file__).parent / "runs")
@@ -87,14 +121,25 @@ def work_dir(value=None):
     return path
 
 
+class Parser(argparse.ArgumentParser):
+    """Puts the model that the command line names into use."""
+
+    def parse_args(self, *args, **options):
+        parsed = super().parse_args(*args, **options)
+        use(parsed.model)
+        return parsed
+
+
 def arguments(stage, description):
-    """Parser shared by the stages: --preset, --device, --work, --minutes, --set key=value."""
-    parser = argparse.ArgumentParser(description=description)
+    """Parser shared by the stages: --model, --preset, --device, --work, --minutes, --set key=value."""
+    parser = Parser(description=description)
     parser.add_argument("--preset", choices=sorted(PRESETS), default="cpu")
+    parser.add_argument("--model", choices=sorted(MODELS), default=os.environ.get("KINORA_MODEL", "meadow"))
     parser.add_argument("--device", help="cpu or cuda; the preset's choice if absent")
     parser.add_argument("--work", help="folder of checkpoints and caches")
     parser.add_argument("--minutes", type=float, help="wall time of this run of the stage")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--stop-after", type=float, metavar="SECONDS", help="end this run early, to be gone on with")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU threads")
     parser.add_argument("--eager", action="store_true", help="do not use torch.compile")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
                         help="change one setting of the stage, a JSON value")
@@ -106,6 +151,7 @@ def settings(args):
     """The preset's dictionary for args.stage, with the command line applied."""
     import torch
 
+    use(args.model)  # again, for processes that were spawned
     preset = copy.deepcopy(PRESETS[args.preset])
     options = preset.get(args.stage, {})
     options["device"] = args.device or preset["device"]
@@ -117,5 +163,7 @@ def settings(args):
         if key not in options:
             raise SystemExit(f"unknown setting {key!r} of {args.stage}; known: {', '.join(sorted(options))}")
         options[key] = json.loads(value)
+    options["stop_after"] = args.stop_after
     torch.set_num_threads(args.threads)
+    torch.set_float32_matmul_precision("high")  # TF32 where there is such a thing
     return options

@@ -15,38 +15,47 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from . import presets, scenes, world
-from .data import attribute_indices
+from . import presets, worlds
+from .data import UNKNOWN, attribute_indices, naming_loss, share_right
 from .optim import Muon, groups
 from .progress import note
 
-FRAMES = (0, 4, 8, 12, 16)
+SEEN = 5  # frames
+
+
+def frames_seen():
+    """The numbers of the frames that the probe looks at, spread over the clip."""
+    last = presets.VIDEO["frames"] - 1
+    return [round(i * last / (SEEN - 1)) for i in range(SEEN)]
 
 
 class Probe(nn.Module):
-    """Logits per attribute, in the order of scenes.ATTRIBUTES, of clips [B, T, 3, H, W] in 0..1."""
+    """Logits per attribute, in the order of worlds.ATTRIBUTES, of clips [B, T, 3, H, W] in 0..1."""
 
     def __init__(self):
         super().__init__()
-        layers, width = [], 3 * len(FRAMES)
+        layers, width = [], 3 * SEEN
         for wider in (48, 96, 128, 160):
             layers += [nn.Conv2d(width, wider, 3, padding=1), nn.GroupNorm(8, wider), nn.GELU(),
                        nn.Conv2d(wider, wider, 3, padding=1, stride=2), nn.GELU()]
             width = wider
         self.body = nn.Sequential(*layers, nn.Flatten(), nn.LazyLinear(256), nn.GELU())
-        self.heads = nn.ModuleList(nn.Linear(256, len(values)) for values in scenes.ATTRIBUTES.values())
+        self.heads = nn.ModuleList(nn.Linear(256, len(values)) for values in worlds.ATTRIBUTES.values())
+
+    def features(self, clips):
+        """[B, 256], what the names are read from."""
+        x = clips[:, frames_seen()].flatten(1, 2)
+        return self.body(F.interpolate(x, size=(64, 64), mode="area") * 2 - 1)
 
     def forward(self, clips):
-        x = clips[:, list(FRAMES)].flatten(1, 2)
-        x = F.interpolate(x, size=(64, 64), mode="area") * 2 - 1
-        hidden = self.body(x)
+        hidden = self.features(clips)
         return [head(hidden) for head in self.heads]
 
 
 def names(logits):
     """The named attributes of each clip, as dictionaries like a scene's."""
     picks = [part.argmax(-1).tolist() for part in logits]
-    return [{name: values[i] for (name, values), i in zip(scenes.ATTRIBUTES.items(), row)} for row in zip(*picks)]
+    return [{name: values[i] for (name, values), i in zip(worlds.ATTRIBUTES.items(), row)} for row in zip(*picks)]
 
 
 def load(work, device="cpu"):
@@ -67,10 +76,9 @@ def roughened(clips):
 
 def rendered(rng, count, device, eager):
     """Clips of the probe's five frames only, spread over 17, and their attributes."""
-    described = [scenes.random_scene(rng, allow_held_out=True) for _ in range(count)]
-    video = presets.VIDEO
-    clips = world.render(described, video["width"], video["height"], video["frames"], device, eager)
-    return clips[:, list(FRAMES)], attribute_indices(described).to(device)
+    described = [worlds.random_scene(rng, allow_held_out=True) for _ in range(count)]
+    clips = worlds.clips(described, device, eager)
+    return clips[:, frames_seen()], attribute_indices(described).to(device)
 
 
 def main():
@@ -86,7 +94,7 @@ def main():
 
     def look(clips):
         whole = spread.new_zeros(len(clips), presets.VIDEO["frames"], *clips.shape[2:])
-        whole[:, list(FRAMES)] = clips
+        whole[:, frames_seen()] = clips
         return probe(whole)
 
     held = [rendered(random.Random(options["seed"] + 72 + i), 8, device, args.eager) for i in range(options["held"] // 8)]
@@ -98,7 +106,7 @@ def main():
         del pool[:-options["pool"]]
         clips, attributes = (torch.cat(column) for column in zip(pool[-1], *rng.choices(pool, k=options["batch"] // 8 - 1)))
         logits = look(roughened(clips))
-        loss = sum(F.cross_entropy(part, attributes[:, i]) for i, part in enumerate(logits))
+        loss = sum(naming_loss(part, attributes[:, i]) for i, part in enumerate(logits))
         loss.backward()
         optimiser.step()
         probe.zero_grad(set_to_none=True)
@@ -111,11 +119,12 @@ def main():
         logits = [torch.cat(column) for column in zip(*(look(clips) for clips, _ in held))]
     truth = torch.cat([attributes for _, attributes in held])
     facts = {"steps": step, "held_out_renders": len(truth), "right": {}, "confusion": {}}
-    for i, (name, values) in enumerate(scenes.ATTRIBUTES.items()):
+    for i, (name, values) in enumerate(worlds.ATTRIBUTES.items()):
         said = logits[i].argmax(-1)
-        facts["right"][name] = round((said == truth[:, i]).float().mean().item(), 4)
+        facts["right"][name] = round(share_right(logits[i], truth[:, i]), 4)
         table = torch.zeros(len(values), len(values), dtype=torch.long)
-        table.index_put_((truth[:, i].cpu(), said.cpu()), torch.tensor(1), accumulate=True)
+        known = truth[:, i] != UNKNOWN
+        table.index_put_((truth[known, i].cpu(), said[known].cpu()), torch.tensor(1), accumulate=True)
         facts["confusion"][name] = table.tolist()
     torch.save(probe.state_dict(), work / "probe.pt")
     (work / "probe.json").write_text(json.dumps(facts))

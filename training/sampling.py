@@ -7,14 +7,15 @@ from .data import encode, shifted
 from .noise import normal
 
 
-def latent_shape():
-    v, a = presets.VIDEO, presets.AUTOENCODER
-    cell = 8 * a["patch_size"]
-    return (a["latent_channels"], (v["frames"] + 3) // 4, v["height"] // cell, v["width"] // cell)
+def latent_shape(size=None):
+    """[C, F, h, w] of a clip of `size` (width, height), the model's first one if absent."""
+    width, height = presets.padded(size or presets.VIDEO["sizes"][0])
+    frames, cell = presets.VIDEO["frames"], presets.cell()
+    return (presets.AUTOENCODER["latent_channels"], (frames + 3) // 4, height // cell, width // cell)
 
 
-def seeded_noise(seeds, device="cpu"):
-    return torch.stack([torch.from_numpy(normal(seed, 0, latent_shape())) for seed in seeds]).to(device)
+def seeded_noise(seeds, device="cpu", size=None):
+    return torch.stack([torch.from_numpy(normal(seed, 0, latent_shape(size))) for seed in seeds]).to(device)
 
 
 def schedule(steps, shift):
@@ -34,12 +35,12 @@ def guided(model, latents, sigmas, ids, guidance):
 
 
 @torch.no_grad()
-def sample(model, tokenizer, prompts, seeds, sigmas, guidance=1.0, device="cpu", batch=16):
+def sample(model, tokenizer, prompts, seeds, sigmas, guidance=1.0, device="cpu", batch=16, size=None):
     """Latents [N, C, F, H, W] of prompts by Euler steps over `sigmas` and 0."""
     out = []
     for i in range(0, len(prompts), batch):
         ids = encode(tokenizer, prompts[i:i + batch]).to(device)
-        x = seeded_noise(seeds[i:i + batch], device)
+        x = seeded_noise(seeds[i:i + batch], device, size)
         for s, after in zip(sigmas, [*sigmas[1:], 0.0]):
             level = torch.full((len(x), x.shape[2]), s, device=device)
             x = x + guided(model, x, level, ids, guidance) * (after - s)

@@ -1,8 +1,8 @@
 """Reads a packed model (manifest and shards) as f32 tensors, apart from the engine's own reader.
 
-    python -m training.shards MODEL    # puts a packed model back into the work folder, to train on from it
+    python -m training.shards FOLDER    # puts a packed model back into the work folder, to train on from it
 
-Writes autoencoder.pt, teacher.pt and tokenizer.json. Quantized weights come back with their rounding; training goes on
+Writes autoencoder.pt, teacher.pt (or student.pt and student.json, `--as student`) and tokenizer.json. Quantized weights come back with their rounding; training goes on
 from them all the same, which saves the first hour on a machine that has no checkpoint. Files that are there are kept.
 """
 
@@ -68,15 +68,23 @@ def main():
     from . import presets
     from .progress import note
     parser = presets.arguments("restore", __doc__)
-    parser.add_argument("model", type=Path, help="folder with manifest.json and its shards")
+    parser.add_argument("folder", type=Path, help="folder with manifest.json and its shards")
+    parser.add_argument("--as", dest="role", choices=("teacher", "student"), default="teacher")
     args = parser.parse_args()
     work = presets.work_dir(args.work)
-    manifest, tensors = load(args.model)
-    for part, state in zip(("autoencoder", "teacher"), parts(tensors)):
+    manifest, tensors = load(args.folder)
+    for part, state in zip(("autoencoder", args.role), parts(tensors)):
         if not (work / f"{part}.pt").exists():
             torch.save(state, work / f"{part}.pt")
+    if args.role == "student" and not (work / "student.json").exists():
+        sampler = manifest["sampler"]
+        facts = {**manifest["training"].get("student", {}), "sigmas": sampler["sigmas"],
+                 "shift": manifest["training"].get("sigma_shift")}
+        (work / "student.json").write_text(json.dumps(facts))
+    if not (work / "vocabulary.json").exists():
+        (work / "vocabulary.json").write_text(json.dumps(manifest["vocabulary"]))
     if not (work / "tokenizer.json").exists():
-        shutil.copy(args.model / manifest["text_encoder"]["tokenizer"]["path"], work / "tokenizer.json")
+        shutil.copy(args.folder / manifest["text_encoder"]["tokenizer"]["path"], work / "tokenizer.json")
     note(work, f"restored {manifest['name']} from its shards")
 
 

@@ -43,16 +43,16 @@ def main():
     from . import model, noise
     noise.check()
     print(f"noise: ok; model agrees with diffusers within {model.check():.1e}", flush=True)
-    for preset in ("cpu", "gpu"):
+    for world, preset in (("meadow", "cpu"), ("meadow", "gpu")):
         with tempfile.TemporaryDirectory() as folder:
             for stage, minutes, changes in STAGES:
-                arguments = ["--preset", preset, "--device", "cpu", "--work", folder, "--eager"]
+                arguments = ["--model", world, "--preset", preset, "--device", "cpu", "--work", folder, "--eager"]
                 if minutes is not None:
                     arguments += ["--minutes", str(minutes)]
                 for change in changes:
                     arguments += ["--set", change]
-                run(stage, *arguments, *(["--clips", "4"] if stage == "evaluate" else []))
-            run("export", "--preset", preset, "--work", folder, "--out", f"{folder}/export")
+                run(stage, *arguments, *(["--prompts", "16", "--measured", "2", "--steps", "4"] if stage == "evaluate" else []))
+            run("export", "--model", world, "--preset", preset, "--work", folder, "--out", f"{folder}/export")
             manifest = json.loads((Path(folder) / "export" / "model.json").read_text())
             assert manifest["interface"] == "kinora-wan-1" and manifest["sampler"]["sigmas"][0] == 1.0
     print("all stages: ok")

@@ -14,7 +14,7 @@ from collections import Counter
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from . import captions, presets, scenes
+from . import presets, worlds
 
 
 def train(samples=20000, seed=11):
@@ -22,9 +22,9 @@ def train(samples=20000, seed=11):
     rng = random.Random(seed)
     counts = Counter()
     for _ in range(samples):
-        text = captions.caption(scenes.random_scene(rng), rng)
+        text = worlds.caption(worlds.random_scene(rng), rng)
         counts.update(re.findall(r"[a-z]+|,", text))
-    counts.update({word: 1 for word in captions.vocabulary()})
+    counts.update({word: 1 for word in worlds.vocabulary()})
     total = sum(counts.values())
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
     for word, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
@@ -57,8 +57,8 @@ def main():
     tokenizer = train()
     assert [tokenizer.token_to_id(t) for t in ("<pad>", "</s>", "<unk>")] == [0, 1, 2]
     tokenizer.save(str(work / "tokenizer.json"))
-    (work / "vocabulary.json").write_text(json.dumps(captions.vocabulary()))
-    for text in captions.EXAMPLES[:3]:
+    (work / "vocabulary.json").write_text(json.dumps(worlds.vocabulary()))
+    for text in worlds.EXAMPLES[:3]:
         print(tokenizer.encode(text).tokens)
     print(tokenizer.get_vocab_size(), "pieces")
 

@@ -16,50 +16,57 @@ import time
 import torch
 import torch.nn.functional as F
 
-from . import presets, scenes, world
+from . import presets, worlds
 from .autoencoder import Autoencoder, psnr
 from .optim import Muon, groups
-from .progress import REPORTS, note
+from .progress import REPORTS, Clock, note
 
 
 class Pool:
-    """Rendered clips as bytes, replaced little by little."""
+    """Rendered clips as bytes, a list for each size of the model, replaced little by little."""
 
     def __init__(self, size, seed, device, eager, batch=8):
         self.rng = random.Random(seed)
         self.device, self.eager, self.batch = device, eager, batch
-        self.clips, self.cursor, self.rendered = [], 0, 0
-        while len(self.clips) < size:
-            self.clips += self._render()
-        self.clips = torch.stack(self.clips)
-
-    def _render(self):
-        batch = [scenes.random_scene(self.rng) for _ in range(self.batch)]
-        clips = world.render(batch, presets.VIDEO["width"], presets.VIDEO["height"], presets.VIDEO["frames"],
-                             self.device, self.eager)
-        self.rendered += len(batch)
-        return list((clips * 255).round().byte())
+        self.sizes = presets.VIDEO["sizes"]
+        self.groups, self.room, self.turn = [[] for _ in self.sizes], max(1, size // len(self.sizes)), 0
+        while any(len(group) < self.room for group in self.groups):
+            self.refresh()
 
     def refresh(self):
-        for clip in self._render():
-            self.clips[self.cursor % len(self.clips)] = clip
-            self.cursor += 1
+        group, size = self.groups[self.turn % len(self.sizes)], self.sizes[self.turn % len(self.sizes)]
+        self.turn += 1
+        described = [worlds.random_scene(self.rng) for _ in range(self.batch)]
+        group += list((worlds.clips(described, self.device, self.eager, size) * 255).round().byte())
+        del group[:-self.room]
+
+    def whole(self, count):
+        """Whole clips of one size: [B, T, 3, H, W] in 0..1."""
+        group = self.rng.choice(self.groups)
+        return torch.stack([self.rng.choice(group) for _ in range(count)]).float() / 255
 
     def crops(self, count, size, frames):
         """Stretches of `frames` frames: [B, T, 3, size, size] in 0..1, most of them around a salient place."""
         out = []
         for index in range(count):
-            clip = self.clips[self.rng.randrange(len(self.clips))]
+            clip = self.rng.choice(self.rng.choice(self.groups))
             t = self.rng.randrange(clip.shape[0] - frames + 1)
             clip = clip[t:t + frames].float() / 255
             height, width = clip.shape[2:]
             y, x = self.rng.randrange(height - size + 1), self.rng.randrange(width - size + 1)
-            if size < height and index % 4:
+            if index % 4:
                 place = torch.multinomial(salience(clip[frames // 2]).flatten().square(), 1).item()
                 y = min(max(place // width - size // 2, 0), height - size)
                 x = min(max(place % width - size // 2, 0), width - size)
             out.append(clip[..., y:y + size, x:x + size])
         return torch.stack(out)
+
+
+def held_out_clips(seed, device, eager):
+    """Sixteen clips of the model's first size that training never sees."""
+    rng = random.Random(seed)
+    described = [worlds.random_scene(rng, allow_held_out=True) for _ in range(16)]
+    return torch.cat([worlds.clips(described[i:i + 8], device, eager) for i in (0, 8)])
 
 
 def salience(video):
@@ -130,33 +137,26 @@ def main():
         statistics, step, spent, seen, log = (state[k] for k in ("statistics", "step", "spent", "seen", "log"))
         print(f"resumed at step {step}", flush=True)
 
-    rng = random.Random(options["seed"] + 1)
-    held = [scenes.random_scene(rng, allow_held_out=True) for _ in range(16)]
-    held = torch.cat([world.render(held[i:i + 8], presets.VIDEO["width"], presets.VIDEO["height"],
-                                   presets.VIDEO["frames"], device, args.eager) for i in (0, 8)])
+    held = held_out_clips(options["seed"] + 1, device, args.eager)
     pool = Pool(options["pool"], options["seed"] + 2 + step, device, args.eager)
-    budget = options["minutes"] * 60
+    clock = Clock(options, spent)
     note(work, f"autoencoder: training starts at step {step}")
-    start, last_save, losses = time.time(), time.time(), []
-    while True:
-        elapsed = spent + time.time() - start
-        done = elapsed / budget
-        if done >= 1:
-            break
+    last_save, losses = time.time(), []
+    while clock.running():
+        elapsed, done = clock.elapsed, clock.done
         # warm-up, flat, then a linear fall over the last 60 %
         optimiser.set_scale(min(1.0, (step + 1) / 40, max(1.0 - done, 0.0) / 0.6 + 0.01))
         # whole clips show the borders and the scenery, short crops show more objects for the same work
-        parts = [(options["batch"], options["crop"], options["frames"])]
+        parts = [(False, pool.crops(options["batch"], options["crop"], options["frames"]))]
         if step % options["whole_every"] == 0:
-            parts.append((options["whole"], presets.VIDEO["height"], presets.VIDEO["frames"]))
-        count, total = sum(part[0] for part in parts), 0.0
+            parts.append((True, pool.whole(options["whole"])))
+        count, total = sum(len(part) for _, part in parts), 0.0
         # the statistics rest in the last third, for the decoder to settle on what will be folded
         momentum = max(0.02, 1 / (step + 1)) if done < 0.65 else 0.0
-        for number, size, frames in parts:
-            video = pool.crops(number, size, frames).to(device)
-            whole = size != options["crop"]
+        for whole, video in parts:
+            video = video.to(device)
             latents = normalise(model.encode(video), statistics, momentum, train=whole and momentum > 0)
-            strength = options["noise"] * torch.rand(number, 1, 1, 1, 1, device=device)
+            strength = options["noise"] * torch.rand(len(video), 1, 1, 1, 1, device=device)
             loss = reconstruction_loss(model.decode(latents + strength * torch.randn_like(latents)), video)
             (loss / len(parts)).backward()
             total += loss.item() / len(parts)
@@ -175,7 +175,13 @@ def main():
         if time.time() - last_save > 150:
             last_save = time.time()
             save(state_path, model, optimiser, statistics, step, elapsed, seen, log)
+    elapsed = clock.elapsed
     save(state_path, model, optimiser, statistics, step, elapsed, seen, log)
+    if not clock.over:
+        # what there is, usable on a machine that has not the state
+        model.fold_normalisation(statistics["mean"], (statistics["var"] + 1e-4).sqrt())
+        torch.save(model.state_dict(), work / "autoencoder.pt")
+        return note(work, f"autoencoder: paused at step {step}, {100 * clock.done:.0f} % done")
     finish(model, pool, statistics, held, work, {"steps": step, "stretches": seen, "minutes": elapsed / 60,
                                                  "seed": options["seed"], "log": log[-1:]})
 
@@ -191,7 +197,7 @@ def save(path, model, optimiser, statistics, step, spent, seen, log):
 def finish(model, pool, statistics, held, work, facts):
     """Fold the running statistics into the encoder, measure and write the result."""
     model.fold_normalisation(statistics["mean"], (statistics["var"] + 1e-4).sqrt())
-    latents = torch.cat([model.encode(c[None].to(held.device).float() / 255) for c in pool.clips[:64]])
+    latents = torch.cat([model.encode(c[None].to(held.device).float() / 255) for c in pool.groups[0][:64]])
     facts["latent_mean"], facts["latent_std"] = round(latents.mean().item(), 3), round(latents.std().item(), 3)
     out = torch.cat([model.decode(model.encode(c[None])) for c in held])
     facts["psnr_db"] = round(psnr(out, held), 2)

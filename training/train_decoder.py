@@ -9,25 +9,24 @@ the decoder) every few minutes and resumes from decoder-state.pt.
 
 import copy
 import json
-import random
 import time
 
 import torch
 
-from . import presets, scenes, world
+from . import presets
 from .autoencoder import psnr
 from .make_latents import load_autoencoder
 from .optim import Muon, groups
-from .progress import REPORTS, note
+from .progress import REPORTS, Clock, note
 from .sheet import contact_sheet
-from .train_autoencoder import Pool, reconstruction_loss
+from .train_autoencoder import Pool, held_out_clips, reconstruction_loss
 from .train_teacher import average, save
 
 
 def main():
     args = presets.arguments("decoder", __doc__).parse_args()
     options, work = presets.settings(args), presets.work_dir(args.work)
-    device, video = options["device"], presets.VIDEO
+    device = options["device"]
     torch.manual_seed(options["seed"] + 50)
     model = load_autoencoder(work, device)
     decoder = model.decoder.requires_grad_(True)
@@ -43,21 +42,19 @@ def main():
         optimiser.load_state_dict(state["optimiser"])
         step, spent = state["step"], state["spent"]
 
-    rng = random.Random(1234)
-    held = [scenes.random_scene(rng, allow_held_out=True) for _ in range(16)]
-    held = torch.cat([world.render(held[i:i + 8], video["width"], video["height"], video["frames"], device, args.eager)
-                      for i in (0, 8)])
+    held = held_out_clips(1234, device, args.eager)
     with torch.no_grad():
         held_latents = model.encode(held)
     pool = Pool(options["pool"], options["seed"] + 51 + step, device, args.eager)
-    budget = options["minutes"] * 60
+    clock = Clock(options, spent)
     note(work, f"decoder: training starts at step {step}")
-    start = last_save = time.time()
+    last_save = time.time()
     losses = []
-    while (done := (elapsed := spent + time.time() - start) / budget) < 1:
+    while clock.running():
+        elapsed, done = clock.elapsed, clock.done
         optimiser.set_scale(min((step + 1) / 30, 1.0, max(1.0 - done, 0.0) / 0.7 + 0.01))
         whole = step % options["whole_every"] == 0
-        target = pool.crops(options["whole"], video["height"], video["frames"]) if whole else \
+        target = pool.whole(options["whole"]) if whole else \
             pool.crops(options["batch"], options["crop"], options["frames"])
         target = target.to(device)
         with torch.no_grad():
@@ -82,8 +79,11 @@ def main():
             last_save = time.time()
             save(state_path, model=model, ema=ema, optimiser=optimiser, step=step, spent=elapsed)
             save_model(ema, work)
+    elapsed = clock.elapsed
     save(state_path, model=model, ema=ema, optimiser=optimiser, step=step, spent=elapsed)
     save_model(ema, work)
+    if not clock.over:
+        return note(work, f"decoder: paused at step {step}, {100 * clock.done:.0f} % done")
     with torch.no_grad():
         out = torch.cat([ema.decode(z[None]) for z in held_latents])
     facts = {"steps": step, "minutes": elapsed / 60, "psnr_db": round(psnr(out, held), 2)}

@@ -17,18 +17,17 @@ its state is trained on from its weights; delete it to begin anew.
 
 import copy
 import json
-import os
 import random
 import time
 
 import torch
 
-from . import captions, presets, sampling, tokenizer as tokenizers
+from . import distributed, presets, sampling, tokenizer as tokenizers, worlds
 from .data import LatentData, given_frames, shifted
 from .make_latents import load_autoencoder
 from .model import TextToVideo
 from .optim import Muon, groups
-from .progress import REPORTS, note
+from .progress import REPORTS, Clock, note
 from .sheet import contact_sheet
 from .train_text import AttributeReader
 
@@ -85,51 +84,35 @@ def save(path, **state):
 
 @torch.no_grad()
 def show(model, tokenizer, autoencoder, path, guidance, sigmas, device, prompts=None):
-    prompts = prompts or list(captions.EXAMPLES)
+    prompts = prompts or list(worlds.EXAMPLES)
     latents = sampling.sample(model, tokenizer, prompts, list(range(len(prompts))), sigmas, guidance, device)
     clips = torch.cat([autoencoder.decode(z[None]) for z in latents])
     contact_sheet(clips, prompts, path)
     return clips
 
 
-def share_gradients(model, figures):
-    """Mean gradients and figures over the processes; two processes of one thread beat one of two on small layers."""
-    parameters = [p for p in model.parameters() if p.grad is not None]
-    flat = torch.cat([p.grad.flatten() for p in parameters] + [torch.tensor(figures, device=parameters[0].device)])
-    torch.distributed.all_reduce(flat)
-    flat /= torch.distributed.get_world_size()
-    parts = flat[:-len(figures)].split([p.numel() for p in parameters])
-    for p, part in zip(parameters, parts):
-        p.grad.copy_(part.view_as(p))
-    return flat[-len(figures):].tolist()
+class Trained(torch.nn.Module):
+    """The model, and a head that has to name the attributes from every token's hidden state.
 
+    The object is small in the picture and its words reach the flow-matching loss late. Having to name the attributes
+    makes the first blocks fetch them from the text at once. The head is no part of the model.
+    """
 
-def run_shared(train, args):
-    """Call train(rank, args) in args.processes processes, or in this one."""
-    if args.processes == 1:
-        return train(0, args)
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    os.environ.setdefault("MASTER_PORT", "29517")
-    torch.multiprocessing.spawn(train, (args,), args.processes)
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.head = model, AttributeReader(model.transformer.config.num_attention_heads
+                                                       * model.transformer.config.attention_head_dim)
 
-
-def start_shared(rank, args):
-    """Join the other processes; false when there are none."""
-    if args.processes > 1:
-        torch.distributed.init_process_group("gloo", rank=rank, world_size=args.processes)
-    return args.processes > 1
+    def forward(self, x, sigmas, ids, attributes):
+        """Velocity and the naming loss."""
+        prediction, hidden = self.model(x, sigmas, ids, 1)
+        return prediction, self.head.loss(hidden, attributes)
 
 
 def main():
-    parser = presets.arguments("teacher", __doc__)
-    parser.add_argument("--processes", type=int, default=1, help="share each batch between so many processes")
-    run_shared(train, parser.parse_args())
-
-
-def train(rank, args):
-    shared = start_shared(rank, args)
+    args = presets.arguments("teacher", __doc__).parse_args()
     options, work = presets.settings(args), presets.work_dir(args.work)
-    device = options["device"]
+    rank, world, device = distributed.start(options["device"])
     torch.manual_seed(options["seed"])
     tokenizer = tokenizers.load(work)
     model = TextToVideo(tokenizer.get_vocab_size()).to(device)
@@ -138,11 +121,7 @@ def train(rank, args):
     elif (work / "text.pt").exists():
         model.text_encoder.load_state_dict(torch.load(work / "text.pt", map_location=device))
     ema = copy.deepcopy(model).requires_grad_(False)
-    width = presets.TRANSFORMER["num_attention_heads"] * presets.TRANSFORMER["attention_head_dim"]
-    # The object is small in the picture and its words reach the flow-matching loss late. Having to name the attributes
-    # from every token's hidden state makes the first blocks fetch them from the text at once; not part of the model.
-    head = AttributeReader(width).to(device)
-    both = torch.nn.ModuleDict({"model": model, "head": head})
+    both = Trained(model).to(device)
     optimiser = optimiser_for(both, options)
     step, spent, log = 0, 0.0, []
     state_path = work / "teacher-state.pt"
@@ -156,20 +135,19 @@ def train(rank, args):
     rng = random.Random(options["seed"] + 5 + step + 100003 * rank)
     torch.manual_seed(options["seed"] + step + 100003 * rank)
     autoencoder = load_autoencoder(work, device)
-    run = model if args.eager else torch.compile(model)
-    budget = options["minutes"] * 60
+    run = distributed.shared(both if args.eager else torch.compile(both))
+    clock = Clock(options, spent)
     if rank == 0:
         note(work, f"teacher: training starts at step {step} with {len(data)} clips, "
                    f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters")
-    start = last_save = time.time()
-    elapsed = spent
+    last_save = time.time()
     sheets = int(spent // 480)
     losses = []
     frozen, levels = None, sampling.schedule(4, SHIFT)
-    while elapsed < budget:
-        done = elapsed / budget
+    while clock.running():
+        elapsed, done = clock.elapsed, clock.done
         optimiser.set_scale(min((step + 1) / 60, 1.0, max(1.0 - done, 0.0) / 0.2 + 0.01))
-        latents, ids, weights, attributes = data.batch(options["batch"] // args.processes)
+        latents, ids, weights, attributes = data.batch(options["batch"] // world)
         baking = done > options["bake"]
         if baking and frozen is None:
             frozen, data.dropout = copy.deepcopy(ema), 0.0
@@ -181,13 +159,10 @@ def train(rank, args):
                 empty[:, 0] = 1
                 difference = frozen(x, sigmas, ids) - frozen(x, sigmas, empty)
                 target = target + (options["guidance"] - 1) * difference
-        prediction, hidden = run(x, sigmas, ids, 1)
+        prediction, named = run(x, sigmas, ids, attributes)
         loss = masked_loss(prediction, target, mask * weights)
-        named = head.loss(hidden, attributes)
         (loss + options["naming"] * max(1 - 1.5 * done, 0.1) * named).backward()
-        # all processes go by the same clock, their mean one
-        figures = [loss.item(), named.item(), spent + time.time() - start]
-        *values, elapsed = share_gradients(both, figures) if shared else figures
+        values = loss.item(), named.item()
         torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
         optimiser.step()
         both.zero_grad(set_to_none=True)
@@ -210,10 +185,14 @@ def train(rank, args):
             sheets = int(elapsed // 480)
             show(ema, tokenizer, autoencoder, work / f"teacher-{sheets:02d}.png", 3.0,
                  sampling.schedule(8, SHIFT), device)
+    elapsed = clock.elapsed
+    distributed.finish()
     if rank != 0:
         return
     save(state_path, both=both, ema=ema, optimiser=optimiser, step=step, spent=elapsed, log=log)
     torch.save(ema.state_dict(), work / "teacher.pt")
+    if not clock.over:
+        return note(work, f"teacher: paused at step {step}, {100 * clock.done:.0f} % done")
     facts = {"guidance_baked": options["guidance"], "bake": options["bake"],
              "steps": step, "batch": options["batch"], "clips_seen": step * options["batch"],
              "cached_clips": len(data), "minutes": elapsed / 60, "seed": options["seed"],

@@ -13,8 +13,8 @@ import time
 
 import torch
 
-from . import captions, presets, scenes, tokenizer as tokenizers
-from .data import attribute_indices, encode
+from . import presets, tokenizer as tokenizers, worlds
+from .data import attribute_indices, encode, naming_loss, share_right
 from .model import TextToVideo
 from .optim import Muon, groups
 from .progress import note
@@ -24,25 +24,24 @@ class AttributeReader(torch.nn.Linear):
     """Logits of all attributes, side by side, from a state [.., D]; `loss` is the sum of the cross entropies."""
 
     def __init__(self, width):
-        self.sizes = [len(values) for values in scenes.ATTRIBUTES.values()]
+        self.sizes = [len(values) for values in worlds.ATTRIBUTES.values()]
         super().__init__(width, sum(self.sizes))
 
     def parts(self, states):
         return self(torch.nn.functional.layer_norm(states, states.shape[-1:])).split(self.sizes, -1)
 
     def loss(self, states, attributes):
-        """Mean over the leading dimensions of `states` [B, ..., D]; attributes [B, 7]."""
+        """Mean over the leading dimensions of `states` [B, ..., D]; attributes [B, A]."""
         extra = states.dim() - 2
         total = 0.0
         for i, part in enumerate(self.parts(states)):
-            target = attributes[:, i].view(-1, *[1] * extra).expand(part.shape[:-1])
-            total = total + torch.nn.functional.cross_entropy(part.flatten(0, -2), target.flatten())
+            total = total + naming_loss(part, attributes[:, i].view(-1, *[1] * extra).expand(part.shape[:-1]))
         return total
 
 
 def captioned(rng, tokenizer, count, full):
-    described = [scenes.random_scene(rng) for _ in range(count)]
-    texts = [captions.caption(scene, rng, full=full) for scene in described]
+    described = [worlds.random_scene(rng) for _ in range(count)]
+    texts = [worlds.caption(scene, rng, full=full) for scene in described]
     return encode(tokenizer, texts), attribute_indices(described)
 
 
@@ -78,8 +77,8 @@ def main():
     with torch.no_grad():
         ids, attributes = captioned(rng, tokenizer, 512, full=True)
         parts = reader.parts(last_states(model, ids.to(device)))
-        right = {name: (part.argmax(-1).cpu() == attributes[:, i]).float().mean().item()
-                 for i, (name, part) in enumerate(zip(scenes.ATTRIBUTES, parts))}
+        right = {name: share_right(part.cpu(), attributes[:, i])
+                 for i, (name, part) in enumerate(zip(worlds.ATTRIBUTES, parts))}
     torch.save(model.text_encoder.state_dict(), work / "text.pt")
     note(work, f"text: finished, {step} steps; read from full captions: "
                + ", ".join(f"{name} {share:.3f}" for name, share in right.items()))

@@ -7,7 +7,7 @@ use crate::decode::taehv::{DecoderState, Frame, Taehv, latent_frame};
 use crate::denoise::sampler;
 use crate::denoise::wan::{TextContext, Wan};
 use crate::error::{Error, Result};
-use crate::frames::to_rgba;
+use crate::frames::{cut, to_rgba};
 use crate::gpu::{self, GpuOptions};
 use crate::latents::noise;
 use crate::model::manifest::{ClipSize, Manifest};
@@ -312,8 +312,8 @@ impl Generation {
             let latent = latent_frame(&self.clean, self.shape, index);
             last = decoding.next(&self.engine.compute, latent, self.shape[2], self.shape[3]).await?.pop().or(last);
         }
-        let (frame, [height, width]) = last.ok_or_else(|| Error::Internal("the decoder gave no frame".into()))?;
-        Ok(to_rgba(&frame, height, width))
+        let (frame, whole) = last.ok_or_else(|| Error::Internal("the decoder gave no frame".into()))?;
+        Ok(self.rgba(&frame, whole))
     }
 
     /// Decodes the next latent frame; `None` at the end. All steps must be done.
@@ -340,10 +340,16 @@ impl Generation {
         let batch = FrameBatch {
             first: self.emitted,
             count: frames.len(),
-            rgba: frames.iter().flat_map(|(frame, [height, width])| to_rgba(frame, *height, *width)).collect(),
+            rgba: frames.iter().flat_map(|(frame, whole)| self.rgba(frame, *whole)).collect(),
         };
         self.emitted += batch.count;
         batch
+    }
+
+    /// A decoded frame of `[height, width]` as RGBA of the clip's size.
+    fn rgba(&self, frame: &Frame, whole: [usize; 2]) -> Vec<u8> {
+        let (height, width) = (self.size.height as usize, self.size.width as usize);
+        to_rgba(&cut(frame, whole, height, width), height, width)
     }
 }
 

@@ -278,7 +278,8 @@ fn largest_activation(manifest: &Manifest) -> u64 {
         let denoiser = tokens * (wan.ffn_dim.max(6 * wan.inner_dim())) as u64;
         // The autoencoder works on one latent frame at a time, at most at the full size over its patch, and its
         // blocks see the frame before as well.
-        let area = u64::from(size.width) * u64::from(size.height) / (auto.patch_size * auto.patch_size) as u64;
+        let space = auto.space_compression() / auto.patch_size;
+        let area = (height * space * width * space) as u64;
         let decoder = 2 * widest * area * auto.time_compression() as u64;
         4 * denoiser.max(decoder)
     });

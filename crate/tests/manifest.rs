@@ -15,6 +15,8 @@ fn a_right_manifest_is_read() {
     let manifest = Manifest::parse(&toy::manifest().to_string()).unwrap();
     assert_eq!(manifest.latent_shape(64, 32, 9), [8, 3, 2, 4]);
     assert_eq!(manifest.latent_shape(64, 32, 5), [8, 2, 2, 4]);
+    // Tokens of 32 pixels: the latents of 50x34 cover 64x64.
+    assert_eq!(manifest.latent_shape(50, 34, 5), [8, 2, 4, 4]);
     assert_eq!(manifest.default_size().to_string(), "64x32 (9 frames)");
     let shards: u64 = manifest.shards.iter().map(|shard| shard.bytes).sum();
     assert_eq!(manifest.total_bytes(), shards + 100);
@@ -80,7 +82,7 @@ fn hostile() -> Vec<(String, Value, &'static str, &'static str)> {
     add("/sampler/step", json!("heun"), "manifest", "unknown variant");
     add("/video/fps", json!(0), "manifest", "fps");
     add("/video/sizes", json!([]), "manifest", "sizes");
-    add("/video/sizes/0/width", json!(80), "manifest", "multiple of 32");
+    add("/video/sizes/0/width", json!(81), "manifest", "even");
     add("/video/sizes/0/height", json!(0), "manifest", "height");
     add("/video/sizes/0/frames", json!([8]), "manifest", "multiple of 4, plus 1");
     add("/video/sizes/0/frames", json!([0]), "manifest", "frames");

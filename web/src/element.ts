@@ -2,7 +2,8 @@
  * `<kinora-video>`: prompt in, video out. The element owns the worker, shows the picture as it forms and plays the
  * result; the controls around it belong to the page. Nothing but the manifest is fetched before `generate()`.
  *
- * Attributes: `src` (address of the manifest), `prompt`, `seed`, `device` (`auto`, `webgpu` or `cpu`), `limits`
+ * Attributes: `src` (address of the manifest), `prompt`, `seed`, `size` (`176x96`, or `176x96x17` with the number of
+ * frames; one that the manifest offers, its first if absent), `device` (`auto`, `webgpu` or `cpu`), `limits`
  * (`default` asks the GPU for the WebGPU default limits only). Events: `statechange`, `progress`, `frame`, `notice`,
  * `result`, `error`.
  */
@@ -11,7 +12,7 @@ import { downloadText } from './download.js';
 import type { Device, EngineInfo, SelfCheck, VideoRequest } from './engine.js';
 import { KinoraError, aborted, toKinoraError, type ErrorCode } from './errors.js';
 import { ShardStore, deleteStoredModels } from './loader.js';
-import { parseManifest, type ModelManifest } from './manifest.js';
+import { parseManifest, type ClipSize, type ModelManifest } from './manifest.js';
 import { STAGES } from './messages.js';
 import { Pace, Progress, type Stage } from './progress.js';
 import type { ProbeReport } from './probe.js';
@@ -85,7 +86,7 @@ export interface VideoResult extends Omit<EncodedClip, 'refused'> {
 export interface GenerateOptions {
 	prompt?: string;
 	seed?: number;
-	/** Other than the manifest's first size, in pixels and frames. */
+	/** Other than the attribute `size`, in pixels and frames. */
 	width?: number;
 	height?: number;
 	frames?: number;
@@ -102,7 +103,7 @@ export interface KinoraVideoEvents {
 }
 
 const STYLE = `
-	:host { display: block; position: relative; aspect-ratio: 1; overflow: hidden; background: #000; }
+	:host { display: block; position: relative; aspect-ratio: var(--kinora-ratio, 1); overflow: hidden; background: #000; }
 	:host([hidden]) { display: none; }
 	canvas, video, slot { position: absolute; inset: 0; inline-size: 100%; block-size: 100%; }
 	canvas, video { object-fit: contain; opacity: 0; transition: opacity 240ms ease; }
@@ -116,6 +117,15 @@ const STALE: readonly ErrorCode[] = ['network', 'integrity', 'manifest', 'tensor
 
 function seedOf(value: string | null): number | undefined {
 	return value === null || value.trim() === '' ? undefined : Number(value);
+}
+
+/** `176x96` or `176x96x17`; what cannot be read is left for the engine to refuse as 0. */
+function sizeOf(value: string | null): Partial<ClipSize> {
+	if (value === null || value.trim() === '') {
+		return {};
+	}
+	const [width = 0, height = 0, frames] = value.split(/[x×]/).map((part) => (/^\s*\d{1,5}\s*$/.test(part) ? Number(part) : 0));
+	return frames === undefined ? { width, height } : { width, height, frames };
 }
 
 export function newSeed(): number {
@@ -135,7 +145,7 @@ function unlessAborted<Value>(work: Promise<Value>, signal: AbortSignal): Promis
 }
 
 export class KinoraVideo extends HTMLElement {
-	static readonly observedAttributes = ['src', 'device', 'limits'];
+	static readonly observedAttributes = ['src', 'device', 'limits', 'size'];
 
 	readonly #client = new Client();
 	readonly #canvas = document.createElement('canvas');
@@ -168,9 +178,20 @@ export class KinoraVideo extends HTMLElement {
 		this.#forgetVideo();
 	}
 
-	attributeChangedCallback(_name: string, before: string | null, after: string | null): void {
-		if (before !== after) {
+	attributeChangedCallback(name: string, before: string | null, after: string | null): void {
+		if (name === 'size') {
+			this.#shape(sizeOf(after));
+		} else if (before !== after) {
 			this.#availability = undefined;
+		}
+	}
+
+	/** The frame around the picture takes the clip's proportions before there is a clip, so that nothing jumps. */
+	#shape({ width, height }: Partial<ClipSize>): void {
+		if (width && height) {
+			this.style.setProperty('--kinora-ratio', `${width} / ${height}`);
+		} else {
+			this.style.removeProperty('--kinora-ratio');
 		}
 	}
 
@@ -297,9 +318,10 @@ export class KinoraVideo extends HTMLElement {
 		if (!Number.isSafeInteger(seed) || seed < 0) {
 			throw new KinoraError('invalid-request', `The seed ${seed} is not a whole number from 0 to ${Number.MAX_SAFE_INTEGER}.`);
 		}
+		const size = sizeOf(this.getAttribute('size'));
 		const request: VideoRequest = { prompt, seed };
 		for (const key of ['width', 'height', 'frames'] as const) {
-			const value = options[key];
+			const value = options[key] ?? size[key];
 			if (value !== undefined) {
 				request[key] = value;
 			}

@@ -2,6 +2,7 @@
 import { KinoraVideo, newSeed, type Availability, type KinoraVideoEvents, type ProgressDetail, type VideoResult } from './element.js';
 import { KinoraError, toKinoraError } from './errors.js';
 import { megabytes, quoted, roughly, seconds } from './format.js';
+import type { ModelManifest } from './manifest.js';
 import { ACTIONS, STAGES, consent, deviceNotice, explain, type Action } from './messages.js';
 
 declare const __ENGINE_BYTES__: number;
@@ -23,6 +24,7 @@ const video = element('video', KinoraVideo);
 const form = element('form', HTMLFormElement);
 const prompt = element('prompt', HTMLTextAreaElement);
 const seed = element('seed', HTMLInputElement);
+const size = element('size', HTMLSelectElement);
 const device = element('device', HTMLSelectElement);
 const generate = element('generate', HTMLButtonElement);
 const running = element('running', HTMLElement);
@@ -63,6 +65,7 @@ function panel(shown: HTMLElement | undefined): void {
 	document.body.classList.toggle('busy', busy);
 	generate.disabled = busy;
 	device.disabled = busy;
+	size.disabled = busy;
 	if (!busy) {
 		document.title = TITLE;
 	}
@@ -92,8 +95,9 @@ function showFailure(error: KinoraError): void {
 function showAvailability({ manifest, probe, device: used, stored }: Availability): void {
 	const forced = device.value === 'cpu';
 	element('description', HTMLElement).textContent = manifest.description || element('description', HTMLElement).textContent;
-	element('fact-model', HTMLElement).textContent =
-		`${manifest.title}, ${manifest.width} × ${manifest.height}, ${manifest.frames} frames at ${manifest.fps} per second`;
+	const clips = manifest.sizes.map(({ width, height, frames }) => `${width} × ${height} for ${seconds((frames / manifest.fps) * 1000)}`);
+	element('fact-model', HTMLElement).textContent = `${manifest.title}: ${clips.join(', ')} at ${manifest.fps} frames per second`;
+	showSizes(manifest);
 	element('fact-download', HTMLElement).textContent = stored ? `${megabytes(manifest.totalBytes)}, kept on this device` : `${megabytes(manifest.totalBytes)}, once`;
 	const adapter = probe?.adapter ? ` (${probe.adapter}${probe.software ? ', emulated' : ''})` : '';
 	element('fact-device', HTMLElement).textContent = used === 'webgpu' ? `GPU${adapter}` : `CPU${probe?.problem === undefined && adapter ? `; the GPU${adapter} is slower` : ''}`;
@@ -119,6 +123,22 @@ function showAvailability({ manifest, probe, device: used, stored }: Availabilit
 	prompt.placeholder = manifest.examples[0] ?? '';
 	element('vocabulary', HTMLElement).hidden = manifest.vocabulary.length === 0;
 	element('vocabulary-words', HTMLElement).textContent = manifest.vocabulary.join(', ');
+}
+
+/** A choice where there is one; what was chosen stays chosen as long as the model offers it. */
+function showSizes({ sizes, fps }: ModelManifest): void {
+	const several = new Set(sizes.map(({ frames }) => frames)).size > 1;
+	const chosen = video.getAttribute('size');
+	size.replaceChildren(
+		...sizes.map(({ width, height, frames }) => {
+			const text = `${width} × ${height}`;
+			return new Option(several ? `${text}, ${seconds((frames / fps) * 1000)}` : text, `${width}x${height}x${frames}`);
+		}),
+	);
+	const known = [...size.options].find(({ value }) => value === chosen || value.startsWith(`${chosen}x`));
+	size.value = (known ?? size.options[0])?.value ?? '';
+	element('size-field', HTMLElement).hidden = sizes.length < 2;
+	video.setAttribute('size', size.value);
 }
 
 async function look(): Promise<void> {
@@ -230,6 +250,7 @@ function listen(): void {
 	element('new-seed', HTMLButtonElement).addEventListener('click', () => {
 		seed.value = String(newSeed());
 	});
+	size.addEventListener('change', () => video.setAttribute('size', size.value));
 	device.addEventListener('change', () => {
 		video.setAttribute('device', device.value);
 		void look();
@@ -290,7 +311,7 @@ function listen(): void {
 	});
 }
 
-/** `?model=`, `?device=`, `?limits=default`, `?prompt=` and `?seed=` set what the visitor could set, and the model. */
+/** `?model=`, `?device=`, `?limits=default`, `?size=`, `?prompt=` and `?seed=` set what the visitor could set, and the model. */
 function applyAddress(): void {
 	const query = new URLSearchParams(location.search);
 	const model = query.get('model');
@@ -299,6 +320,10 @@ function applyAddress(): void {
 	video.setAttribute('device', device.value);
 	if (query.get('limits') === 'default') {
 		video.setAttribute('limits', 'default');
+	}
+	const asked = query.get('size');
+	if (asked !== null) {
+		video.setAttribute('size', asked);
 	}
 	prompt.value = query.get('prompt') ?? '';
 	seed.value = query.get('seed') ?? String(newSeed());

@@ -11,6 +11,13 @@ export interface FileEntry {
 	sha256: string;
 }
 
+/** A clip the model can make: pixels and number of frames. */
+export interface ClipSize {
+	width: number;
+	height: number;
+	frames: number;
+}
+
 export interface ModelManifest {
 	name: string;
 	title: string;
@@ -20,9 +27,8 @@ export interface ModelManifest {
 	shards: FileEntry[];
 	steps: number;
 	fps: number;
-	width: number;
-	height: number;
-	frames: number;
+	/** Every clip that is offered, the default first. */
+	sizes: [ClipSize, ...ClipSize[]];
 	vocabulary: string[];
 	examples: string[];
 	/** WebGPU features the adapter must offer. */
@@ -89,6 +95,22 @@ function strings(values: unknown[]): string[] {
 	return values.filter((value): value is string => typeof value === 'string');
 }
 
+function clipSizes(video: Json): [ClipSize, ...ClipSize[]] {
+	const [first, ...rest] = list(video, 'sizes').flatMap((value) => {
+		if (typeof value !== 'object' || value === null) {
+			throw broken('a video size is not an object');
+		}
+		const size = value as Json;
+		const width = count(size['width'], 'a width');
+		const height = count(size['height'], 'a height');
+		return list(size, 'frames').map((frames) => ({ width, height, frames: count(frames, 'a number of frames') }));
+	});
+	if (first === undefined) {
+		throw broken('it offers no video size');
+	}
+	return [first, ...rest];
+}
+
 export function parseManifest(json: string): ModelManifest {
 	let root: unknown;
 	try {
@@ -104,10 +126,6 @@ export function parseManifest(json: string): ModelManifest {
 		throw broken(`schema version ${String(manifest['schema_version'])} is not 1`);
 	}
 	const video = object(manifest, 'video');
-	const size = list(video, 'sizes')[0];
-	if (typeof size !== 'object' || size === null) {
-		throw broken('it offers no video size');
-	}
 	const name = text(manifest, 'name');
 	const tokenizer = fileEntry(object(manifest, 'text_encoder')['tokenizer'], 'the tokenizer');
 	const shards = list(manifest, 'shards').map((shard, index) => fileEntry(shard, `shard ${index + 1}`));
@@ -124,9 +142,7 @@ export function parseManifest(json: string): ModelManifest {
 		shards,
 		steps: list(object(manifest, 'sampler'), 'sigmas').length,
 		fps: count(video['fps'], 'the frame rate'),
-		width: count((size as Json)['width'], 'the width'),
-		height: count((size as Json)['height'], 'the height'),
-		frames: count(list(size as Json, 'frames')[0], 'the number of frames'),
+		sizes: clipSizes(video),
 		vocabulary: strings('vocabulary' in manifest ? list(manifest, 'vocabulary') : []),
 		examples: strings('examples' in manifest ? list(manifest, 'examples') : []),
 		features: strings('features' in requires ? list(requires, 'features') : []),

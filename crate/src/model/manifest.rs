@@ -392,12 +392,15 @@ impl Manifest {
     }
 
     /// Shape `[channels, frames, height, width]` of the latents of a clip. The size must be one that
-    /// [`find_size`](Self::find_size) gave.
+    /// [`find_size`](Self::find_size) gave. Latents are whole tokens: where the size isn't, they reach beyond the
+    /// picture on both sides, and [`cut`](crate::frames::cut) takes the middle of the decoded frames.
     pub fn latent_shape(&self, width: u32, height: u32, frames: u32) -> [usize; 4] {
         let space = self.autoencoder.space_compression();
         let time = self.autoencoder.time_compression();
         let latent_frames = (frames as usize).div_ceil(time);
-        [self.autoencoder.latent_channels, latent_frames, height as usize / space, width as usize / space]
+        let [_, rows, columns] = self.transformer.patch_size;
+        let cells = |pixels: u32, patch: usize| (pixels as usize).div_ceil(space).next_multiple_of(patch);
+        [self.autoencoder.latent_channels, latent_frames, cells(height, rows), cells(width, columns)]
     }
 
     /// The default clip.

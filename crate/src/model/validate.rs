@@ -159,12 +159,12 @@ fn video(manifest: &Manifest) -> Result<()> {
     for size in &video.sizes {
         let (width, height) = (size.width as usize, size.height as usize);
         for (name, value, patch) in [("width", width, wan.patch_size[2]), ("height", height, wan.patch_size[1])] {
-            let unit = space * patch;
-            within(&format!("a {name} in video.sizes"), value, 1, 8192)?;
-            require(value.is_multiple_of(unit), || {
-                format!("a {name} in video.sizes is {value} pixels and must be a multiple of {unit}")
+            within(&format!("a {name} in video.sizes"), value, 2, 8192)?;
+            // Video codecs store colour at half the size.
+            require(value.is_multiple_of(2), || {
+                format!("a {name} in video.sizes is {value} pixels and must be even")
             })?;
-            within(&format!("tokens along the {name}"), value / unit, 1, wan.rope_max_seq_len)?;
+            within(&format!("tokens along the {name}"), value.div_ceil(space * patch), 1, wan.rope_max_seq_len)?;
         }
         require(seen.insert((width, height)), || format!("video.sizes has {width}x{height} twice"))?;
         within("the number of frames in a video size", size.frames.len(), 1, 256)?;

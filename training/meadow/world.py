@@ -58,13 +58,30 @@ def _edges(corners, centre):
     return torch.cat((normal * side[..., None], (offset * side)[..., None]), -1)
 
 
-def parameters(batch, frames, width, height, device="cpu"):
-    """Everything the picture depends on, per frame: [B, T, K], laid out as `_shade` reads it."""
-    times = [i / S.FPS for i in range(frames)]
-    duration = max((frames - 1) / S.FPS, 1.0 / S.FPS)
+def motions(batch, frames, fps):
+    """Place of the object and heading of the camera: x, y, z, yaw, each [B, T]."""
+    times = [i / fps for i in range(frames)]
+    duration = max(frames - 1, 1) / fps
     motion = torch.tensor([[(*S.position(s, t, duration), S.yaw(s, t, duration)) for t in times] for s in batch])
     x, y, z, yaw = motion.unbind(-1)
-    y = y - CAMERA_HEIGHT
+    return x, y - CAMERA_HEIGHT, z, yaw
+
+
+def object_boxes(batch, width, height, frames, fps):
+    """Where the objects are in the picture, left, top, right and bottom in 0..1: [B, T, 1, 4]."""
+    x, y, z, yaw = motions(batch, frames, fps)
+    side, ahead = x * yaw.cos() - z * yaw.sin(), x * yaw.sin() + z * yaw.cos()
+    up, depth = y * math.cos(PITCH) - ahead * math.sin(PITCH), y * math.sin(PITCH) + ahead * math.cos(PITCH)
+    radius = torch.tensor([S.RADIUS[s["size"]] for s in batch])[:, None]
+    scale = FOCAL / depth
+    u, v, half = 0.5 + side * scale * height / width, 0.5 - up * scale, radius * scale
+    wide = half * height / width
+    return torch.stack((u - wide, v - half, u + wide, v + half), -1)[:, :, None]
+
+
+def parameters(batch, frames, width, height, fps, device="cpu"):
+    """Everything the picture depends on, per frame: [B, T, K], laid out as `_shade` reads it."""
+    x, y, z, yaw = motions(batch, frames, fps)
     radius = torch.tensor([S.RADIUS[s["size"]] for s in batch])[:, None].expand_as(x)
     is_cube = torch.tensor([float(s["shape"] == "cube") for s in batch])[:, None].expand_as(x)
     half = radius * S.CUBE_SCALE
@@ -272,10 +289,10 @@ def _shade(p, ray, pixel):
 _compiled = None
 
 
-def render(batch, width=128, height=128, frames=17, device="cpu", eager=False):
+def render(batch, width=128, height=128, frames=17, fps=12, device="cpu", eager=False):
     """Clips [B, T, 3, H, W], 0..1, of a list of scenes. One batch size should be kept, compilation follows it."""
     global _compiled
-    p = parameters(batch, frames, width, height, device)
+    p = parameters(batch, frames, width, height, fps, device)
     ray = rays(width, height, device)
     pixel = 1.0 / (FOCAL * height)
     with torch.no_grad():

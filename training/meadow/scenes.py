@@ -12,7 +12,6 @@ import zlib
 GRAVITY = 9.8
 RESTITUTION = 0.75
 SETTLE_RESTITUTION = 0.14
-FPS = 12.0
 
 COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
 SHAPES = ("ball", "cube")

@@ -1,0 +1,24 @@
+# shellcheck shell=bash
+# ./build.sh evaluate: judges the shipped model, as packed and packed smaller, beside its teacher and real renders.
+# Everything it needs is in the repository: the shards, the teacher and the probe (training/checkpoints).
+
+run_evaluate() {
+    local work exported q4 model
+    need rust cc python
+    build_cli
+    work=$(mktemp -d)
+    trap 'rm -rf "$work"' EXIT
+    exported=$work/exported q4=$work/q4
+    model=$("$python" -c 'import json, sys; print(json.load(open(sys.argv[1]))["name"].removeprefix("kinora-"))' \
+        "$root/model-shards/manifest.json")
+    cd "$root"
+    export KINORA_MODEL=$model KINORA_WORK=$work
+    cp training/checkpoints/{teacher,probe}.pt training/reports/{teacher,probe}.json "$work/"
+    # The shipped weights take the student's place, and are packed once more in four bits.
+    attempt "Reading model-shards" "$python" -m training.shards model-shards --as student
+    attempt "Exporting" "$python" -m training.export --from student --out "$exported"
+    attempt "Packing in four bits" "$target_dir/release/kinora" pack --in "$exported" --out "$q4" --format q4 --group 32
+    attempt "The evaluation" "$python" -m training.evaluate --sources "renders,packed=model-shards,packed=$q4,teacher=50" \
+        --out model-shards/evaluation.json --card model-shards/MODEL_CARD.md "$@"
+    cp training/reports/heldout.png docs/images/heldout.png
+}

@@ -1,0 +1,69 @@
+"""Weights in parts small enough to travel: f16 tensors of several checkpoints, cut into pieces.
+
+    python -m training.parts split PARTS autoencoder teacher student     # from the work folder
+    python -m training.parts join PARTS                                  # into the work folder
+
+Optimiser states stay behind; a stage without its state trains on from the weights.
+"""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load, save
+
+PART_BYTES = 15 * 2 ** 20
+
+
+def split(folder, work, names):
+    """Writes folder/part-NN.bin and parts.json; checkpoints that don't exist are left out."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {}
+    for name in names:
+        if (work / f"{name}.pt").exists():
+            state = torch.load(work / f"{name}.pt", map_location="cpu")
+            # tied tables are one tensor under two names, which the format does not have
+            tensors.update({f"{name}/{key}": value.half().clone() for key, value in state.items()})
+    data = save(tensors)
+    pieces = [data[i:i + PART_BYTES] for i in range(0, len(data), PART_BYTES)]
+    for number, piece in enumerate(pieces):
+        (folder / f"part-{number:02d}.bin").write_bytes(piece)
+    small = {path.name: path.read_text() for path in sorted(work.glob("*.json")) if path.stat().st_size < 2 ** 20}
+    facts = {"parts": len(pieces), "sha256": hashlib.sha256(data).hexdigest(), "files": small}
+    (folder / "parts.json").write_text(json.dumps(facts))
+    return len(data)
+
+
+def join(folder, work):
+    """Puts the checkpoints and the small files back where no newer ones are."""
+    facts = json.loads((folder / "parts.json").read_text())
+    data = b"".join((folder / f"part-{number:02d}.bin").read_bytes() for number in range(facts["parts"]))
+    if hashlib.sha256(data).hexdigest() != facts["sha256"]:
+        raise SystemExit(f"{folder}: the parts don't fit together, fetch them again")
+    states = {}
+    for key, value in load(data).items():
+        name, _, tensor = key.partition("/")
+        states.setdefault(name, {})[tensor] = value.float()
+    for name, state in states.items():
+        if not (work / f"{name}.pt").exists():
+            torch.save(state, work / f"{name}.pt")
+    for name, text in facts["files"].items():
+        if not (work / name).exists():
+            (work / name).write_text(text)
+    return sorted(states)
+
+
+def main():
+    from . import presets
+    action, folder, names = sys.argv[1], Path(sys.argv[2]), sys.argv[3:]
+    work = presets.work_dir()
+    if action == "split":
+        print(f"{split(folder, work, names) / 2 ** 20:.1f} MiB in {folder}")
+    else:
+        print(f"put back {', '.join(join(folder, work))}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""All stages one after the other, in runs of a few minutes, for a machine that is lent for a short while.
+
+    python -m training.relay --model harbour-large --preset gpu --minutes 9 --store PARTS [--take PARTS]
+
+Each run goes on where the last one stopped and ends in time; after it, PARTS holds the weights in pieces of at most
+16 MiB (`parts.py`). On a machine that was given back meanwhile, `--take` brings the last pieces. The shares of the
+stages are those of a lease of 25 minutes; `--total` makes it longer or shorter.
+"""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from . import parts, presets
+from .progress import note
+
+# stage, its share of the time, what is there when it is finished, and whether it can stop half-way; what is missing
+# from the whole are the starts of the stages
+STAGES = (
+    ("tokenizer", 0.00, "tokenizer.json", False),
+    ("train_text", 0.02, "text.pt", False),
+    ("train_autoencoder", 0.28, "autoencoder.json", True),
+    ("make_latents", 0.12, "latents-0000.npz", False),
+    ("train_teacher", 0.34, "teacher.json", True),
+    ("distill", 0.16, "student.json", True),
+)
+CHECKPOINTS = ("autoencoder", "text", "teacher", "student")
+RESERVE = 35.0  # seconds at the end of a run for the last checkpoint and its parts
+
+
+def call(stage, args, minutes, stop_after, changes):
+    """One stage in a process of its own, so that its memory goes with it."""
+    command = [sys.executable, "-m", f"training.{stage}", "--model", args.model, "--preset", args.preset]
+    if args.device:
+        command += ["--device", args.device]
+    if args.work:
+        command += ["--work", args.work]
+    if args.eager:
+        command += ["--eager"]
+    if minutes is not None:
+        command += ["--minutes", f"{minutes:.3f}"]
+    if stop_after is not None:
+        command += ["--stop-after", f"{stop_after:.0f}"]
+    for change in changes:
+        command += ["--set", change]
+    done = subprocess.run(command)
+    if done.returncode:
+        raise SystemExit(f"{stage} failed with exit status {done.returncode}")
+
+
+def main():
+    parser = presets.arguments("relay", __doc__)
+    parser.add_argument("--total", type=float, default=25.0, help="minutes of all runs together")
+    parser.add_argument("--store", type=Path, required=True, help="folder for the parts")
+    parser.add_argument("--take", type=Path, help="folder with the parts of an earlier run")
+    args = parser.parse_args()
+    work, start = presets.work_dir(args.work), time.time()
+    if args.take and not (work / "tokenizer.json").exists():
+        note(work, f"relay: took {', '.join(parts.join(args.take, work))}")
+    # --set stage.key=value goes to that stage alone
+    changes = {stage: [c.partition(".")[2] for c in args.set if c.partition(".")[0] == stage] for stage, *_ in STAGES}
+    done = []
+    try:
+        for stage, share, result, stops in STAGES:
+            if (work / result).exists():
+                done.append(stage)
+                continue
+            minutes = share * args.total
+            left = args.minutes * 60 - RESERVE - (time.time() - start)
+            if left < (10 if stops else 30):
+                break
+            budget = None if stage == "tokenizer" else minutes if stops else min(minutes, left / 60)
+            call(stage, args, budget, left if stops else None, changes[stage])
+            if not (work / result).exists():
+                break  # it paused, the time is over
+            done.append(stage)
+    finally:
+        size = parts.split(args.store, work, CHECKPOINTS)
+        note(work, f"relay: {time.time() - start:.0f} s, {size / 2 ** 20:.1f} MiB of parts; finished: {', '.join(done)}")
+
+
+if __name__ == "__main__":
+    main()
