@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use crate::compute::{Compute, Kind};
 use crate::decode::taehv::{DecoderState, Frame, Taehv, latent_frame};
-use crate::denoise::sampler;
+use crate::denoise::sampler::{Sampler, guided};
 use crate::denoise::wan::{TextContext, Wan};
 use crate::error::{Error, Result};
 use crate::frames::{cut, to_rgba};
@@ -191,17 +191,17 @@ impl Engine {
     pub async fn begin(self: &Rc<Self>, request: &GenerateRequest) -> Result<Generation> {
         let (prompt, size) = self.check(request)?;
         let embeddings = self.text_encoder.encode(&self.compute, &prompt.ids).await?;
-        let text = self.denoiser.text_context(&self.compute, embeddings, self.manifest.text_encoder.max_tokens)?;
+        let text = self.conditions(embeddings).await?;
         let shape = self.manifest.latent_shape(size.width, size.height, size.frames);
         let latents = noise::normal(request.seed, 0, shape.iter().product());
-        let sigmas = sampler::schedule(&self.manifest.sampler);
+        let sampler = Sampler::new(&self.manifest.sampler);
         let clean = latents.clone();
         Ok(Generation {
             engine: self.clone(),
             size,
             shape,
             text,
-            sigmas,
+            sampler,
             seed: request.seed,
             done: 0,
             latents,
@@ -212,13 +212,26 @@ impl Engine {
         })
     }
 
+    /// What the denoiser is asked for, and what it is led away from where the model is guided.
+    async fn conditions(&self, embeddings: Vec<f32>) -> Result<Conditions> {
+        let config = &self.manifest.text_encoder;
+        let context = |embeddings| self.denoiser.text_context(&self.compute, embeddings, config.max_tokens);
+        let sampler = &self.manifest.sampler;
+        let mut free = None;
+        if sampler.guidance != 1.0 {
+            let ids = self.tokenizer.encode_any(&sampler.negative_prompt)?;
+            free = Some(context(self.text_encoder.encode(&self.compute, &ids).await?)?);
+        }
+        Ok(Conditions { captioned: context(embeddings)?, free })
+    }
+
     /// All steps on given noise `[C, F, H, W]`: what `kinora stage sample` runs.
     pub async fn sample(&self, noise: Vec<f32>, shape: [usize; 4], embeddings: Vec<f32>) -> Result<Vec<f32>> {
-        let text = self.denoiser.text_context(&self.compute, embeddings, self.manifest.text_encoder.max_tokens)?;
-        let sigmas = sampler::schedule(&self.manifest.sampler);
+        let text = self.conditions(embeddings).await?;
+        let mut sampler = Sampler::new(&self.manifest.sampler);
         let mut latents = noise;
-        for index in 0..sigmas.len() - 1 {
-            latents = self.denoise_step(&latents, shape, &text, &sigmas, index, 0).await?.0;
+        for index in 0..sampler.steps() {
+            latents = self.denoise_step(&latents, shape, &text, &mut sampler, index, 0).await?.0;
         }
         Ok(latents)
     }
@@ -228,15 +241,18 @@ impl Engine {
         &self,
         latents: &[f32],
         shape: [usize; 4],
-        text: &TextContext,
-        sigmas: &[f64],
+        text: &Conditions,
+        sampler: &mut Sampler,
         index: usize,
         seed: u64,
     ) -> Result<(Vec<f32>, Vec<f32>)> {
         let config = &self.manifest.sampler;
-        let (sigma, next) = (sigmas[index], sigmas[index + 1]);
-        let timesteps = vec![(sigma * config.timestep_scale) as f32; shape[1]];
-        let velocity = self.denoiser.velocity(&self.compute, latents, shape, &timesteps, text).await?;
+        let timesteps = vec![(sampler.sigma(index) * config.timestep_scale) as f32; shape[1]];
+        let mut velocity = self.denoiser.velocity(&self.compute, latents, shape, &timesteps, &text.captioned).await?;
+        if let Some(free) = &text.free {
+            let without = self.denoiser.velocity(&self.compute, latents, shape, &timesteps, free).await?;
+            velocity = guided(&velocity, &without, config.guidance);
+        }
         if let Some(bad) = velocity.iter().position(|v| !v.is_finite()) {
             return Err(Error::Numeric(format!(
                 "the denoiser gave {} at value {bad} of step {}",
@@ -244,10 +260,16 @@ impl Engine {
                 index + 1
             )));
         }
-        let clean = sampler::clean_estimate(latents, &velocity, sigma);
         let fresh = || noise::normal(seed, index as u32 + 1, latents.len());
-        Ok((sampler::advance(config.step, latents, &velocity, sigma, next, fresh), clean))
+        Ok(sampler.advance(index, latents, &velocity, fresh))
     }
+}
+
+/// Texts as the denoiser takes them.
+struct Conditions {
+    captioned: TextContext,
+    /// Of the negative prompt, where there is guidance.
+    free: Option<TextContext>,
 }
 
 /// Checks a request against a manifest, before or after the shards are there.
@@ -262,8 +284,8 @@ pub struct Generation {
     engine: Rc<Engine>,
     size: ClipSize,
     shape: [usize; 4],
-    text: TextContext,
-    sigmas: Vec<f64>,
+    text: Conditions,
+    sampler: Sampler,
     seed: u64,
     done: usize,
     latents: Vec<f32>,
@@ -286,7 +308,7 @@ impl Generation {
 
     /// Denoising steps in all.
     pub fn steps(&self) -> usize {
-        self.sigmas.len() - 1
+        self.sampler.steps()
     }
 
     /// One denoising step; `None` once all are done.
@@ -295,11 +317,12 @@ impl Generation {
         if index == self.steps() {
             return Ok(None);
         }
-        let (latents, clean) =
-            self.engine.denoise_step(&self.latents, self.shape, &self.text, &self.sigmas, index, self.seed).await?;
-        (self.latents, self.clean) = (latents, clean);
+        let engine = self.engine.clone();
+        (self.latents, self.clean) = engine
+            .denoise_step(&self.latents, self.shape, &self.text, &mut self.sampler, index, self.seed)
+            .await?;
         self.done += 1;
-        Ok(Some(StepInfo { index, steps: self.steps(), sigma: self.sigmas[index] }))
+        Ok(Some(StepInfo { index, steps: self.steps(), sigma: self.sampler.sigma(index) }))
     }
 
     /// The middle of the clip as it is expected to look, RGBA, from the last step's estimate.

@@ -80,6 +80,8 @@ fn hostile() -> Vec<(String, Value, &'static str, &'static str)> {
     }
     add("/sampler/shift", json!(0), "manifest", "shift");
     add("/sampler/step", json!("heun"), "manifest", "unknown variant");
+    add("/sampler/step", json!("unipc"), "manifest", "start below 1");
+    add("/sampler/guidance", json!(0), "manifest", "guidance");
     add("/video/fps", json!(0), "manifest", "fps");
     add("/video/sizes", json!([]), "manifest", "sizes");
     add("/video/sizes/0/width", json!(81), "manifest", "even");

@@ -64,6 +64,20 @@ fn trailing_padding_matches_pytorch() {
     assert!(error < TOLERANCE, "relative error {error:.2e}");
 }
 
+/// Two passes a step, one of them with the empty prompt.
+#[test]
+fn guidance_matches_pytorch() {
+    let (engine, _dir) = tiny_with(DType::F32, |model_json| {
+        let changed = model_json.replace("\"step\": \"euler\"", "\"step\": \"euler\", \"guidance\": 3.0");
+        assert_ne!(changed, model_json);
+        changed
+    });
+    let (got, want) = golden_stage(&engine, "sample", "sample-guided", "latents");
+    let error = relative_error(&got, &want);
+    println!("sample with guidance: relative error {error:.2e}");
+    assert!(error < TOLERANCE, "relative error {error:.2e}");
+}
+
 /// The tiny model's weights are exact in f16, so that format must give the same. Quantizing must change the result (or
 /// the test above proves nothing about these formats) and must not wreck it.
 #[test]

@@ -3,7 +3,7 @@
 mod common;
 
 use common::goldens;
-use kinora::denoise::sampler;
+use kinora::denoise::sampler::{self, Sampler};
 use kinora::error::Error;
 use kinora::model::manifest::{Manifest, SamplerConfig, SamplerStep};
 use kinora::text::tokenizer::Tokenizer;
@@ -50,6 +50,34 @@ fn prompts_that_cannot_be_used_are_refused_and_nothing_is_cut_off() {
     }
 }
 
+fn config(step: SamplerStep) -> SamplerConfig {
+    SamplerConfig {
+        sigmas: vec![1.0],
+        shift: 1.0,
+        step,
+        timestep_scale: 1000.0,
+        guidance: 1.0,
+        negative_prompt: String::new(),
+    }
+}
+
+#[test]
+fn unipc_takes_the_steps_of_the_reference() {
+    let runs = json("unipc.json");
+    for run in runs.as_array().expect("runs") {
+        let mut sampler = Sampler::new(&SamplerConfig { sigmas: numbers(&run["sigmas"]), ..config(SamplerStep::Unipc) });
+        let mut x: Vec<f32> = numbers(&run["start"]).into_iter().map(|v| v as f32).collect();
+        for (index, want) in run["states"].as_array().expect("states").iter().enumerate() {
+            let sigma = sampler.sigma(index) as f32;
+            let velocity: Vec<f32> = x.iter().map(|x| 0.7 * x + 0.4 * sigma - 0.2).collect();
+            x = sampler.advance(index, &x, &velocity, || unreachable!("unipc adds no noise")).0;
+            for (got, want) in x.iter().zip(numbers(want)) {
+                assert!((f64::from(*got) - want).abs() < 2e-6, "step {index} of {}: {got} {want}", sampler.steps());
+            }
+        }
+    }
+}
+
 #[test]
 fn schedules_match_the_tables() {
     let tables = json("sampler.json");
@@ -59,8 +87,7 @@ fn schedules_match_the_tables() {
         let config = SamplerConfig {
             sigmas: numbers(&table["sigmas"]),
             shift: table["shift"].as_f64().expect("shift"),
-            step: SamplerStep::Euler,
-            timestep_scale: 1000.0,
+            ..config(SamplerStep::Euler)
         };
         let got = sampler::schedule(&config);
         let want = numbers(&table["shifted"]);

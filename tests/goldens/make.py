@@ -148,6 +148,10 @@ def goldens(config, built, encode_prompt):
     text = models.encode_text(built, torch.tensor(encode_prompt(PROMPTS[2]), dtype=torch.int32))
     start = torch.from_numpy(noise.normal(42, 0, latents.shape))
     put("sample", {"noise": start, "text": text}, {"latents": models.sample(config, built, start, text)})
+    free = models.encode_text(built, torch.tensor(encode_prompt(""), dtype=torch.int32))
+    guided = {**config, "sampler": {**config["sampler"], "guidance": 3.0}}
+    put("sample-guided", {"noise": start, "text": text},
+        {"latents": models.sample(guided, built, start, text, free=free)})
 
     small = torch.randn(8, 3, 2, 3)
     put("decode", {"latents": small}, {"frames": models.decode(built, small)})

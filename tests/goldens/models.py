@@ -100,14 +100,18 @@ def schedule(section):
     return [shift * s / (1 + (shift - 1) * s) for s in section["sigmas"]] + [0.0]
 
 
-def sample(manifest, models, noise, text, fresh=None):
-    """The whole denoising loop. `fresh(i)` gives the noise for re-noising before step i (i >= 1)."""
+def sample(manifest, models, noise, text, fresh=None, free=None):
+    """The whole denoising loop. `fresh(i)` gives the noise for re-noising before step i (i >= 1), `free` is the text
+    that guidance leads away from."""
     sampler = manifest["sampler"]
     sigmas = schedule(sampler)
     latents = noise
     for index, (sigma, following) in enumerate(zip(sigmas, sigmas[1:])):
         timesteps = torch.full((latents.shape[1],), sampler["timestep_scale"] * sigma)
         velocity = denoise(manifest, models, latents, timesteps, text)
+        if free is not None:
+            without = denoise(manifest, models, latents, timesteps, free)
+            velocity = without + sampler["guidance"] * (velocity - without)
         if sampler["step"] == "euler":
             latents = latents + velocity * (following - sigma)
         else:

@@ -1,4 +1,5 @@
 //! From noise to clean latents.
 
 pub mod sampler;
+pub mod unipc;
 pub mod wan;

@@ -199,6 +199,16 @@ pub struct SamplerConfig {
     pub step: SamplerStep,
     /// Timestep of sigma 1.
     pub timestep_scale: f64,
+    /// Scale of classifier-free guidance; 1 is none, and what a distilled model needs. More costs a second pass.
+    #[serde(default = "one")]
+    pub guidance: f64,
+    /// What guidance leads away from.
+    #[serde(default)]
+    pub negative_prompt: String,
+}
+
+fn one() -> f64 {
+    1.0
 }
 
 /// What happens between two steps.
@@ -209,6 +219,8 @@ pub enum SamplerStep {
     Euler,
     /// Estimate the clean latents, then mix in fresh noise.
     Renoise,
+    /// UniPC of order 2, a multistep solver.
+    Unipc,
 }
 
 /// The clips the model makes.

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 
 use crate::error::{Error, Result};
 use crate::model::manifest::{
-    FileInfo, INTERFACE, MAX_SHARD_BYTES, Manifest, SCHEMA_VERSION, TENSOR_ALIGNMENT, TensorInfo,
+    FileInfo, INTERFACE, MAX_SHARD_BYTES, Manifest, SCHEMA_VERSION, SamplerStep, TENSOR_ALIGNMENT, TensorInfo,
 };
 use crate::model::quant::{GROUPS, stored_bytes};
 
@@ -147,7 +147,13 @@ fn sampler(manifest: &Manifest) -> Result<()> {
         require(after < before, || format!("sampler.sigmas must decrease and {after} follows {before}"))?;
     }
     real("sampler.shift", sampler.shift, 100.0)?;
-    real("sampler.timestep_scale", sampler.timestep_scale, 1e6)
+    real("sampler.timestep_scale", sampler.timestep_scale, 1e6)?;
+    real("sampler.guidance", sampler.guidance, 100.0)?;
+    // The solver works with the logarithm of 1 - sigma.
+    let first = sampler.sigmas[0];
+    require(sampler.step != SamplerStep::Unipc || first < 1.0, || {
+        format!("sampler.sigmas must start below 1 for unipc and start at {first}")
+    })
 }
 
 fn video(manifest: &Manifest) -> Result<()> {

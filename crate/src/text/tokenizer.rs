@@ -38,12 +38,17 @@ impl Tokenizer {
         if prompt.is_empty() {
             return Err(Error::EmptyPrompt);
         }
-        let encoding = self.inner.encode(prompt, true).map_err(|e| Error::Tokenizer(format!("{e}")))?;
+        Ok(Prompt { ids: self.encode_any(prompt)?, unknown_words: self.unknown_words(prompt) })
+    }
+
+    /// Ids of a text that may be empty, as the one that guidance leads away from is.
+    pub fn encode_any(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self.inner.encode(text, true).map_err(|e| Error::Tokenizer(format!("{e}")))?;
         let ids = encoding.get_ids().to_vec();
         if ids.len() > self.max_tokens {
             return Err(Error::PromptTooLong { tokens: ids.len(), max: self.max_tokens });
         }
-        Ok(Prompt { ids, unknown_words: self.unknown_words(prompt) })
+        Ok(ids)
     }
 
     fn unknown_words(&self, prompt: &str) -> Vec<String> {
