@@ -66,23 +66,26 @@ async fn clip(engine: &Rc<Engine>, request: &GenerateRequest, path: &std::path::
     // Opened before the work: a path that cannot be written is known at once.
     let mut output = Output::create(path, size, generation.fps())?;
     let mut lap = Instant::now();
-    while let Some(step) = generation.step().await? {
-        let seconds = lap.elapsed().as_secs_f64();
-        eprintln!("step {} of {}, sigma {:.3}, {seconds:.2} s", step.index + 1, step.steps, step.sigma);
-        lap = Instant::now();
-    }
     let frame_bytes = 4 * size.width as usize * size.height as usize;
-    while let Some(batch) = generation.next_frames().await? {
-        for rgba in batch.rgba.chunks_exact(frame_bytes) {
-            output.add(Picture { width: size.width as usize, height: size.height as usize, rgba: rgba.to_vec() })?;
+    // Causal models give the frames of a chunk before they begin the next.
+    while !generation.finished() {
+        while let Some(step) = generation.step().await? {
+            let seconds = lap.elapsed().as_secs_f64();
+            eprintln!("step {} of {}, sigma {:.3}, {seconds:.2} s", step.index + 1, step.steps, step.sigma);
+            lap = Instant::now();
         }
-        eprintln!(
-            "decoded {} of {} frames, {:.2} s",
-            batch.first + batch.count,
-            size.frames,
-            lap.elapsed().as_secs_f64()
-        );
-        lap = Instant::now();
+        while let Some(batch) = generation.next_frames().await? {
+            for rgba in batch.rgba.chunks_exact(frame_bytes) {
+                output.add(Picture {
+                    width: size.width as usize,
+                    height: size.height as usize,
+                    rgba: rgba.to_vec(),
+                })?;
+            }
+            let seconds = lap.elapsed().as_secs_f64();
+            eprintln!("decoded {} of {} frames, {seconds:.2} s", batch.first + batch.count, size.frames);
+            lap = Instant::now();
+        }
     }
     output.finish()?;
     eprintln!("wrote {} after {:.2} s", path.display(), started.elapsed().as_secs_f64());

@@ -1,13 +1,14 @@
-//! A loaded model and the clips being made with it.
+//! A loaded model and what it takes to make a clip with it.
 
 use std::rc::Rc;
 
 use crate::compute::{Compute, Kind};
-use crate::decode::taehv::{DecoderState, Frame, Taehv, latent_frame};
+use crate::decode::taehv::Taehv;
+use crate::denoise::cache::KvCache;
 use crate::denoise::sampler::{Sampler, guided};
 use crate::denoise::wan::{TextContext, Wan};
 use crate::error::{Error, Result};
-use crate::frames::{cut, to_rgba};
+use crate::generation::Generation;
 use crate::gpu::{self, GpuOptions};
 use crate::latents::noise;
 use crate::model::manifest::{ClipSize, Manifest};
@@ -139,28 +140,6 @@ pub struct GenerateRequest {
     pub frames: Option<u32>,
 }
 
-/// One denoising step that has been done.
-#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
-pub struct StepInfo {
-    /// 0-based.
-    pub index: usize,
-    /// Steps in all.
-    pub steps: usize,
-    /// Noise level the step started from.
-    pub sigma: f64,
-}
-
-/// Decoded frames.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FrameBatch {
-    /// Index of the first frame.
-    pub first: usize,
-    /// How many.
-    pub count: usize,
-    /// RGBA bytes, one frame after the other.
-    pub rgba: Vec<u8>,
-}
-
 impl Engine {
     /// Loads a model directory (native only).
     #[cfg(not(target_family = "wasm"))]
@@ -187,29 +166,12 @@ impl Engine {
         check(&self.manifest, &self.tokenizer, request)
     }
 
-    /// Encodes the prompt and draws the noise.
+    /// Encodes the prompt. Nothing of the clip is made yet.
     pub async fn begin(self: &Rc<Self>, request: &GenerateRequest) -> Result<Generation> {
         let (prompt, size) = self.check(request)?;
         let embeddings = self.text_encoder.encode(&self.compute, &prompt.ids).await?;
-        let text = self.conditions(embeddings).await?;
         let shape = self.manifest.latent_shape(size.width, size.height, size.frames);
-        let latents = noise::normal(request.seed, 0, shape.iter().product());
-        let sampler = Sampler::new(&self.manifest.sampler);
-        let clean = latents.clone();
-        Ok(Generation {
-            engine: self.clone(),
-            size,
-            shape,
-            text,
-            sampler,
-            seed: request.seed,
-            done: 0,
-            latents,
-            clean,
-            decoder: None,
-            decoded: 0,
-            emitted: 0,
-        })
+        Ok(Generation::new(self.clone(), size, shape, self.conditions(embeddings).await?, request.seed))
     }
 
     /// What the denoiser is asked for, and what it is led away from where the model is guided.
@@ -226,31 +188,38 @@ impl Engine {
     }
 
     /// All steps on given noise `[C, F, H, W]`: what `kinora stage sample` runs.
-    pub async fn sample(&self, noise: Vec<f32>, shape: [usize; 4], embeddings: Vec<f32>) -> Result<Vec<f32>> {
+    pub async fn sample(&self, start: Vec<f32>, shape: [usize; 4], embeddings: Vec<f32>) -> Result<Vec<f32>> {
         let text = self.conditions(embeddings).await?;
         let mut sampler = Sampler::new(&self.manifest.sampler);
-        let mut latents = noise;
+        let fresh = |index: usize| noise::normal(0, index as u32 + 1, shape.iter().product());
+        let mut latents = start;
         for index in 0..sampler.steps() {
-            latents = self.denoise_step(&latents, shape, &text, &mut sampler, index, 0).await?.0;
+            latents = self.denoise_step(&latents, shape, &text, None, &mut sampler, index, || fresh(index)).await?.0;
         }
         Ok(latents)
     }
 
     /// One step: the latents after it and the estimate of the clean ones.
-    async fn denoise_step(
+    #[allow(clippy::too_many_arguments, reason = "the inputs of a step, each used once")]
+    pub(crate) async fn denoise_step(
         &self,
         latents: &[f32],
         shape: [usize; 4],
         text: &Conditions,
+        past: Option<&KvCache>,
         sampler: &mut Sampler,
         index: usize,
-        seed: u64,
+        fresh: impl FnOnce() -> Vec<f32>,
     ) -> Result<(Vec<f32>, Vec<f32>)> {
         let config = &self.manifest.sampler;
         let timesteps = vec![(sampler.sigma(index) * config.timestep_scale) as f32; shape[1]];
-        let mut velocity = self.denoiser.velocity(&self.compute, latents, shape, &timesteps, &text.captioned).await?;
+        let (denoiser, compute) = (&self.denoiser, &self.compute);
+        let mut velocity = match past {
+            None => denoiser.velocity(compute, latents, shape, &timesteps, &text.captioned).await?,
+            Some(past) => denoiser.velocity_after(compute, latents, shape, &timesteps, &text.captioned, past).await?,
+        };
         if let Some(free) = &text.free {
-            let without = self.denoiser.velocity(&self.compute, latents, shape, &timesteps, free).await?;
+            let without = denoiser.velocity(compute, latents, shape, &timesteps, free).await?;
             velocity = guided(&velocity, &without, config.guidance);
         }
         if let Some(bad) = velocity.iter().position(|v| !v.is_finite()) {
@@ -260,14 +229,13 @@ impl Engine {
                 index + 1
             )));
         }
-        let fresh = || noise::normal(seed, index as u32 + 1, latents.len());
         Ok(sampler.advance(index, latents, &velocity, fresh))
     }
 }
 
 /// Texts as the denoiser takes them.
-struct Conditions {
-    captioned: TextContext,
+pub(crate) struct Conditions {
+    pub(crate) captioned: TextContext,
     /// Of the negative prompt, where there is guidance.
     free: Option<TextContext>,
 }
@@ -276,104 +244,6 @@ struct Conditions {
 pub fn check(manifest: &Manifest, tokenizer: &Tokenizer, request: &GenerateRequest) -> Result<(Prompt, ClipSize)> {
     let size = manifest.find_size(request.width, request.height, request.frames)?;
     Ok((tokenizer.encode(&request.prompt)?, size))
-}
-
-/// A clip in the making. Each call does one bounded piece of work, so that the caller can show progress, stop, or do
-/// something else in between; dropping it frees everything.
-pub struct Generation {
-    engine: Rc<Engine>,
-    size: ClipSize,
-    shape: [usize; 4],
-    text: Conditions,
-    sampler: Sampler,
-    seed: u64,
-    done: usize,
-    latents: Vec<f32>,
-    clean: Vec<f32>,
-    decoder: Option<DecoderState>,
-    decoded: usize,
-    emitted: usize,
-}
-
-impl Generation {
-    /// Width, height and number of frames.
-    pub fn size(&self) -> ClipSize {
-        self.size
-    }
-
-    /// Frames per second.
-    pub fn fps(&self) -> u32 {
-        self.engine.manifest.video.fps
-    }
-
-    /// Denoising steps in all.
-    pub fn steps(&self) -> usize {
-        self.sampler.steps()
-    }
-
-    /// One denoising step; `None` once all are done.
-    pub async fn step(&mut self) -> Result<Option<StepInfo>> {
-        let index = self.done;
-        if index == self.steps() {
-            return Ok(None);
-        }
-        let engine = self.engine.clone();
-        (self.latents, self.clean) = engine
-            .denoise_step(&self.latents, self.shape, &self.text, &mut self.sampler, index, self.seed)
-            .await?;
-        self.done += 1;
-        Ok(Some(StepInfo { index, steps: self.steps(), sigma: self.sampler.sigma(index) }))
-    }
-
-    /// The middle of the clip as it is expected to look, RGBA, from the last step's estimate.
-    pub async fn preview(&self) -> Result<Vec<u8>> {
-        let middle = self.shape[1] / 2;
-        let mut decoding = self.engine.autoencoder.decoding(self.engine.autoencoder.start_decoding());
-        let mut last = None;
-        // Two latent frames: the memory blocks want a past, one frame of it is enough for a preview.
-        for index in middle.saturating_sub(1)..=middle {
-            let latent = latent_frame(&self.clean, self.shape, index);
-            last = decoding.next(&self.engine.compute, latent, self.shape[2], self.shape[3]).await?.pop().or(last);
-        }
-        let (frame, whole) = last.ok_or_else(|| Error::Internal("the decoder gave no frame".into()))?;
-        Ok(self.rgba(&frame, whole))
-    }
-
-    /// Decodes the next latent frame; `None` at the end. All steps must be done.
-    pub async fn next_frames(&mut self) -> Result<Option<FrameBatch>> {
-        if self.done < self.steps() {
-            return Err(Error::InvalidRequest("frames can be decoded after the last denoising step".into()));
-        }
-        let autoencoder = &self.engine.autoencoder;
-        while self.decoded < self.shape[1] {
-            let state = self.decoder.take().unwrap_or_else(|| autoencoder.start_decoding());
-            let mut decoding = autoencoder.decoding(state);
-            let latent = latent_frame(&self.latents, self.shape, self.decoded);
-            let frames = decoding.next(&self.engine.compute, latent, self.shape[2], self.shape[3]).await?;
-            self.decoder = Some(decoding.into_state());
-            self.decoded += 1;
-            if !frames.is_empty() {
-                return Ok(Some(self.batch(frames)));
-            }
-        }
-        Ok(None)
-    }
-
-    fn batch(&mut self, frames: Vec<(Frame, [usize; 2])>) -> FrameBatch {
-        let batch = FrameBatch {
-            first: self.emitted,
-            count: frames.len(),
-            rgba: frames.iter().flat_map(|(frame, whole)| self.rgba(frame, *whole)).collect(),
-        };
-        self.emitted += batch.count;
-        batch
-    }
-
-    /// A decoded frame of `[height, width]` as RGBA of the clip's size.
-    fn rgba(&self, frame: &Frame, whole: [usize; 2]) -> Vec<u8> {
-        let (height, width) = (self.size.height as usize, self.size.width as usize);
-        to_rgba(&cut(frame, whole, height, width), height, width)
-    }
 }
 
 impl Compute {

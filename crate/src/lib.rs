@@ -11,6 +11,7 @@ pub mod denoise;
 pub mod engine;
 pub mod error;
 pub mod frames;
+pub mod generation;
 pub mod gpu;
 pub mod kernels;
 pub mod latents;

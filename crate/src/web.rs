@@ -9,8 +9,9 @@ use js_sys::{Object, Reflect, Uint8Array};
 use serde::Serialize;
 use wasm_bindgen::prelude::*;
 
-use crate::engine::{self, DeviceChoice, Engine, GenerateRequest, Generation, Loading};
+use crate::engine::{self, DeviceChoice, Engine, GenerateRequest, Loading};
 use crate::error::{Error, Result};
+use crate::generation::Generation;
 use crate::selftest;
 use crate::stage::{self, Stage};
 
@@ -242,7 +243,13 @@ impl WebGeneration {
         self.inner.steps() as u32
     }
 
-    /// One denoising step: `{index, steps, sigma}`, or undefined once all are done.
+    /// Whether every frame has been given.
+    #[wasm_bindgen(getter)]
+    pub fn finished(&self) -> bool {
+        self.inner.finished()
+    }
+
+    /// One denoising step: `{index, steps, sigma}`, or undefined once there are frames to fetch.
     pub async fn step(&mut self) -> Result<JsValue, JsValue> {
         match self.inner.step().await.map_err(thrown)? {
             Some(info) => to_js(&info),
@@ -255,7 +262,8 @@ impl WebGeneration {
         Ok(Uint8Array::from(self.inner.preview().await.map_err(thrown)?.as_slice()))
     }
 
-    /// The frames of the next latent frame: `{first, count, rgba}`, or undefined at the end.
+    /// The frames of the next latent frame: `{first, count, rgba}`, or undefined when there are steps to do first, and
+    /// at the end.
     #[wasm_bindgen(js_name = nextFrames)]
     pub async fn next_frames(&mut self) -> Result<JsValue, JsValue> {
         let Some(batch) = self.inner.next_frames().await.map_err(thrown)? else {

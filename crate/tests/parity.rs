@@ -5,9 +5,12 @@
 
 mod common;
 
+use std::rc::Rc;
+
 use common::{TempDir, floats, golden_stage, goldens};
-use kinora::engine::{DeviceChoice, Engine, wait};
-use kinora::model::manifest::DType;
+use kinora::decode::taehv::{frames_inward, latent_frame};
+use kinora::engine::{DeviceChoice, Engine, GenerateRequest, wait};
+use kinora::model::manifest::{CausalConfig, DType};
 use kinora::pack::{Export, PackOptions, pack};
 use kinora::selftest::relative_error;
 use safetensors::tensor::{Dtype, SafeTensors};
@@ -76,6 +79,91 @@ fn guidance_matches_pytorch() {
     let error = relative_error(&got, &want);
     println!("sample with guidance: relative error {error:.2e}");
     assert!(error < TOLERANCE, "relative error {error:.2e}");
+}
+
+/// Chunks with the cache of the ones before equal one masked pass over the whole clip, also where frames have left the
+/// window.
+#[test]
+fn chunks_with_a_cache_match_a_masked_pass_in_pytorch() {
+    let (engine, _dir) = tiny(DType::F32);
+    let file = std::fs::read(goldens().join("tiny.safetensors")).expect("the goldens are committed");
+    let all = SafeTensors::deserialize(&file).expect("the goldens are safetensors");
+    let read = |name: &str| floats(&all.tensor(name).expect("the golden"));
+    let [channels, frames, height, width] = [8, 4, 4, 6];
+    for (case, chunk, sink, window) in [("causal", 2, 0, 8), ("causal-window", 1, 1, 1)] {
+        let clip = read(&format!("{case}.in.latents"));
+        let compute = &engine.compute;
+        let text = engine.denoiser.text_context(compute, read(&format!("{case}.in.text")), 16).expect("the text fits");
+        let config =
+            CausalConfig { chunk_frames: chunk, sink_frames: sink, window_frames: window, ..CausalConfig::default() };
+        let shape = [channels, chunk, height, width];
+        let part = |first: usize| {
+            let pieces: Vec<Vec<f32>> = (first..first + chunk)
+                .map(|frame| latent_frame(&clip, [channels, frames, height, width], frame))
+                .collect();
+            frames_inward(&pieces, shape)
+        };
+        let mut past = engine.denoiser.cache(&config, shape);
+        for first in (0..frames - chunk).step_by(chunk) {
+            let context = vec![0.0; chunk];
+            wait(engine.denoiser.remember(compute, &part(first), shape, &context, &text, &mut past))
+                .expect("remembers");
+        }
+        assert_eq!((past.position(), past.held()), (frames - chunk, (frames - chunk).min(sink + window)));
+        let timesteps = vec![640.0; chunk];
+        let latents = part(frames - chunk);
+        let got =
+            wait(engine.denoiser.velocity_after(compute, &latents, shape, &timesteps, &text, &past)).expect("runs");
+        let want = read(&format!("{case}.out.velocity"));
+        let error = relative_error(&got, &want);
+        println!("{case}: relative error {error:.2e}");
+        assert!(error < TOLERANCE, "{case}: relative error {error:.2e}");
+        // Without its past the chunk is another one.
+        let alone = wait(engine.denoiser.velocity(compute, &latents, shape, &timesteps, &text)).expect("runs");
+        assert!(relative_error(&alone, &want) > 1e-2, "{case} does not depend on the past");
+    }
+}
+
+/// A causal model gives the frames of a chunk before it begins the next, and all of them in the end.
+#[test]
+fn a_causal_clip_comes_chunk_by_chunk() {
+    let causal = |chunk: usize| {
+        tiny_with(DType::F32, move |model_json| {
+            let section =
+                format!("\"causal\": {{\"chunk_frames\": {chunk}, \"window_frames\": 4}}, \"step\": \"euler\"");
+            let changed = model_json.replace("\"step\": \"euler\"", &section);
+            assert_ne!(changed, model_json);
+            changed
+        })
+    };
+    let run = |engine: Engine| {
+        let engine = Rc::new(engine);
+        let request = GenerateRequest { prompt: "a slow cat".into(), seed: 3, ..GenerateRequest::default() };
+        let mut generation = wait(engine.begin(&request)).expect("begins");
+        let (mut steps, mut bursts, mut frames) = (0, Vec::new(), Vec::new());
+        while !generation.finished() {
+            while let Some(step) = wait(generation.step()).expect("steps") {
+                assert_eq!((step.index, step.steps), (steps, generation.steps()));
+                steps += 1;
+            }
+            let before = frames.len();
+            while let Some(batch) = wait(generation.next_frames()).expect("decodes") {
+                assert_eq!(batch.first * 96 * 64 * 4, frames.len());
+                frames.extend(batch.rgba);
+            }
+            bursts.push((frames.len() - before) / (96 * 64 * 4));
+        }
+        assert_eq!(steps, generation.steps());
+        (bursts, frames)
+    };
+    let (whole, plain) = run(tiny(DType::F32).0);
+    assert_eq!(whole, [9]);
+    // One chunk that holds all is the same as no chunks.
+    assert_eq!(run(causal(3).0), (vec![9], plain.clone()));
+    let (bursts, chunked) = run(causal(1).0);
+    assert_eq!(bursts, [1, 4, 4]);
+    assert_ne!(chunked, plain);
+    assert_eq!(run(causal(2).0).0, [5, 4]);
 }
 
 /// The tiny model's weights are exact in f16, so that format must give the same. Quantizing must change the result (or

@@ -58,6 +58,7 @@ fn config(step: SamplerStep) -> SamplerConfig {
         timestep_scale: 1000.0,
         guidance: 1.0,
         negative_prompt: String::new(),
+        causal: None,
     }
 }
 
@@ -65,7 +66,8 @@ fn config(step: SamplerStep) -> SamplerConfig {
 fn unipc_takes_the_steps_of_the_reference() {
     let runs = json("unipc.json");
     for run in runs.as_array().expect("runs") {
-        let mut sampler = Sampler::new(&SamplerConfig { sigmas: numbers(&run["sigmas"]), ..config(SamplerStep::Unipc) });
+        let mut sampler =
+            Sampler::new(&SamplerConfig { sigmas: numbers(&run["sigmas"]), ..config(SamplerStep::Unipc) });
         let mut x: Vec<f32> = numbers(&run["start"]).into_iter().map(|v| v as f32).collect();
         for (index, want) in run["states"].as_array().expect("states").iter().enumerate() {
             let sigma = sampler.sigma(index) as f32;

@@ -153,6 +153,14 @@ def goldens(config, built, encode_prompt):
     put("sample-guided", {"noise": start, "text": text},
         {"latents": models.sample(guided, built, start, text, free=free)})
 
+    # The last chunk of a clip whose earlier chunks are finished, in one masked pass over all of it.
+    clip = torch.from_numpy(noise.normal(43, 0, (8, 4, 4, 6)))
+    for case, chunk, sink, window in (("causal", 2, 0, 8), ("causal-window", 1, 1, 1)):
+        timesteps = torch.where(torch.arange(4) < 4 - chunk, 0.0, 640.0)
+        with models.causal_attention((4, 2, 3), chunk, sink, window):
+            velocity = models.denoise(config, built, clip, timesteps, text)
+        put(case, {"latents": clip, "text": text}, {"velocity": velocity[:, 4 - chunk:]})
+
     small = torch.randn(8, 3, 2, 3)
     put("decode", {"latents": small}, {"frames": models.decode(built, small)})
     video = smooth(9, 32, 48)

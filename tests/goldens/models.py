@@ -4,11 +4,13 @@ autoencoder of the training code, which `check_autoencoder.py` holds to TAEHV.
 Every function takes a manifest section and a dict of f32 tensors under the names of a Kinora model file.
 """
 
+import contextlib
 import sys
 from pathlib import Path
 
 import torch
 from diffusers import WanTransformer3DModel
+from diffusers.models.transformers import transformer_wan
 from transformers import UMT5Config, UMT5EncoderModel
 
 sys.path.append(str(Path(__file__).parents[2]))
@@ -92,6 +94,30 @@ def denoise(manifest, models, latents, timesteps, text):
     padded = pad_text(text, manifest["text_encoder"]["max_tokens"])
     tokens = per_token(manifest["transformer"], latents, timesteps)
     return models["transformer"](latents[None], tokens[None], padded[None], return_dict=False)[0][0]
+
+
+@contextlib.contextmanager
+def causal_attention(grid, chunk, sink, window):
+    """Within it, self-attention over a grid of (frame, row, column) tokens is causal from chunk to chunk.
+
+    A chunk sees itself, the first `sink` frames and the `window` frames before it.
+    """
+    frame = torch.arange(grid[0]).repeat_interleave(grid[1] * grid[2])
+    start = frame[:, None] // chunk * chunk
+    own = frame[None] // chunk == frame[:, None] // chunk
+    mask = own | (frame[None] < start) & ((frame[None] < sink) | (frame[None] >= start - window))
+    original = transformer_wan.dispatch_attention_fn
+
+    def masked(query, key, value, attn_mask=None, **options):
+        if query.shape[1] == key.shape[1] == len(frame):
+            attn_mask = mask
+        return original(query, key, value, attn_mask=attn_mask, **options)
+
+    transformer_wan.dispatch_attention_fn = masked
+    try:
+        yield
+    finally:
+        transformer_wan.dispatch_attention_fn = original
 
 
 def schedule(section):

@@ -62,11 +62,13 @@ export interface Generation {
 	readonly frames: number;
 	readonly fps: number;
 	readonly steps: number;
-	/** Runs one denoising step; undefined when there is none left. */
+	/** Whether every frame has been given. */
+	readonly finished: boolean;
+	/** Runs one denoising step; undefined when there are frames to fetch. */
 	step(): Promise<StepReport | undefined>;
 	/** RGBA of the middle frame as the present latents would decode it. */
 	preview(): Promise<Uint8Array>;
-	/** Decodes the next latent frame; undefined when the clip is complete. */
+	/** Decodes the next latent frame; undefined when there are steps to do first, and when the clip is complete. */
 	nextFrames(): Promise<FrameBatch | undefined>;
 	free(): void;
 }

@@ -191,11 +191,11 @@ async function run(generation: Generation, emit: Emit<'generate'>, signal: Abort
 	};
 	let previewTime = 0;
 	emit({ kind: 'text', width, height, frames, fps, steps });
-	for (;;) {
+	const denoise = async () => {
 		await checkpoint(signal);
 		const [step, milliseconds] = await time(generation.step());
 		if (step === undefined) {
-			break;
+			return false;
 		}
 		timings.steps.push(milliseconds);
 		emit({ kind: 'step', index: step.index, steps: step.steps, sigma: step.sigma });
@@ -208,16 +208,23 @@ async function run(generation: Generation, emit: Emit<'generate'>, signal: Abort
 			timings.preview += spent;
 			emit({ kind: 'preview', width, height, rgba }, [rgba.buffer as ArrayBuffer]);
 		}
-	}
-	for (;;) {
+		return true;
+	};
+	const decode = async () => {
 		await checkpoint(signal);
 		const [batch, milliseconds] = await time(generation.nextFrames());
 		if (batch === undefined) {
-			break;
+			return false;
 		}
 		timings.decode += milliseconds;
 		const { first, count, rgba } = batch;
 		emit({ kind: 'frames', width, height, frames, first, count, rgba }, [rgba.buffer as ArrayBuffer]);
+		return true;
+	};
+	// Most models denoise the clip as a whole; causal ones give the frames of a chunk before they begin the next.
+	while (!generation.finished) {
+		while (await denoise());
+		while (await decode());
 	}
 	return { width, height, frames, fps, timings };
 }

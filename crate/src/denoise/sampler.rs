@@ -83,7 +83,15 @@ mod tests {
     use super::*;
 
     fn config(sigmas: Vec<f64>, step: SamplerStep) -> SamplerConfig {
-        SamplerConfig { sigmas, shift: 1.0, step, timestep_scale: 1000.0, guidance: 1.0, negative_prompt: String::new() }
+        SamplerConfig {
+            sigmas,
+            shift: 1.0,
+            step,
+            timestep_scale: 1000.0,
+            guidance: 1.0,
+            negative_prompt: String::new(),
+            causal: None,
+        }
     }
 
     #[test]

@@ -9,8 +9,9 @@ use burn::tensor::Tensor;
 use burn::tensor::activation::silu;
 
 use crate::compute::Compute;
+use crate::denoise::cache::{KeyValue, KvCache};
 use crate::error::{Error, Result};
-use crate::model::manifest::TransformerConfig;
+use crate::model::manifest::{CausalConfig, TransformerConfig};
 use crate::ops::{self, Activation, Affine, Linear};
 use crate::weights::WeightStore;
 
@@ -132,7 +133,57 @@ impl Wan {
         timesteps: &[f32],
         text: &TextContext,
     ) -> Result<Vec<f32>> {
-        self.check(latents, shape, timesteps)?;
+        self.run(compute, latents, shape, timesteps, text, None, None).await
+    }
+
+    /// Velocity of a chunk that follows the frames in `past`.
+    pub async fn velocity_after(
+        &self,
+        compute: &Compute,
+        latents: &[f32],
+        shape: [usize; 4],
+        timesteps: &[f32],
+        text: &TextContext,
+        past: &KvCache,
+    ) -> Result<Vec<f32>> {
+        self.run(compute, latents, shape, timesteps, text, Some(past), None).await
+    }
+
+    /// Adds a finished chunk to `past`, at the timesteps that the model was trained to be shown context at.
+    pub async fn remember(
+        &self,
+        compute: &Compute,
+        latents: &[f32],
+        shape: [usize; 4],
+        timesteps: &[f32],
+        text: &TextContext,
+        past: &mut KvCache,
+    ) -> Result<()> {
+        let mut chunk = Vec::with_capacity(self.blocks.len());
+        self.run(compute, latents, shape, timesteps, text, Some(&*past), Some(&mut chunk)).await?;
+        past.add(chunk, shape[1] / self.config.patch_size[0]);
+        Ok(())
+    }
+
+    /// An empty cache for clips of `shape` `[C, F, H, W]`.
+    pub fn cache(&self, config: &CausalConfig, shape: [usize; 4]) -> KvCache {
+        let [_, ph, pw] = self.config.patch_size;
+        KvCache::new(config, self.blocks.len(), (shape[2] / ph) * (shape[3] / pw))
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the three ways to run it differ in the last two")]
+    async fn run(
+        &self,
+        compute: &Compute,
+        latents: &[f32],
+        shape: [usize; 4],
+        timesteps: &[f32],
+        text: &TextContext,
+        past: Option<&KvCache>,
+        mut kept: Option<&mut Vec<KeyValue>>,
+    ) -> Result<Vec<f32>> {
+        let start = past.map_or(0, KvCache::position);
+        self.check(latents, shape, timesteps, start)?;
         let [pt, ph, pw] = self.config.patch_size;
         let grid = [shape[1] / pt, shape[2] / ph, shape[3] / pw];
         let (rows, tokens) = (grid[1] * grid[2], grid.iter().product::<usize>());
@@ -143,10 +194,19 @@ impl Wan {
 
         let timesteps: Vec<f32> = timesteps.iter().step_by(pt).copied().collect();
         let (embedding, projection) = self.time_embedding(compute, &timesteps);
-        let rotary = compute.tensor(self.rotary_table(grid), [tokens, self.config.attention_head_dim]);
-        for (block, cross) in self.blocks.iter().zip(&text.blocks) {
-            x = self.block(compute, block, x, &projection, cross, &rotary, rows);
+        let rotary = compute.tensor(self.rotary_table(grid, start), [tokens, self.config.attention_head_dim]);
+        for (index, (block, cross)) in self.blocks.iter().zip(&text.blocks).enumerate() {
+            let seen = past.map(|past| (past, index));
+            let (after, own) = self.block(compute, block, x, &projection, cross, &rotary, rows, seen);
+            x = after;
+            if let Some(kept) = kept.as_mut() {
+                kept.push(own);
+            }
             compute.drain(&x).await?;
+        }
+        if kept.is_some() {
+            // Only what the blocks offered was wanted.
+            return Ok(Vec::new());
         }
 
         let width = self.config.inner_dim();
@@ -179,10 +239,10 @@ impl Wan {
         let block = &self.blocks[0];
         let key = block.attn2.k.forward(text.clone(), Activation::None);
         let cross = (self.rms(compute, key, &block.attn2.norm_k), block.attn2.v.forward(text, Activation::None));
-        let rotary = compute.tensor(self.rotary_table(grid), [tokens, self.config.attention_head_dim]);
+        let rotary = compute.tensor(self.rotary_table(grid, 0), [tokens, self.config.attention_head_dim]);
         let x = compute.tensor(hidden, [tokens, width]);
         let projection = compute.tensor(projection, [grid[0], 6 * width]);
-        compute.read(self.block(compute, block, x, &projection, &cross, &rotary, grid[1] * grid[2])).await
+        compute.read(self.block(compute, block, x, &projection, &cross, &rotary, grid[1] * grid[2], None).0).await
     }
 
     #[allow(clippy::too_many_arguments, reason = "the inputs of a block, each used once")]
@@ -195,7 +255,8 @@ impl Wan {
         cross: &(Tensor<2>, Tensor<2>),
         rotary: &Tensor<2>,
         rows: usize,
-    ) -> Tensor<2> {
+        past: Option<(&KvCache, usize)>,
+    ) -> (Tensor<2>, KeyValue) {
         let eps = self.config.eps;
         let (heads, width) = (self.config.num_attention_heads, self.config.inner_dim());
         let scale = 1.0 / (self.config.attention_head_dim as f32).sqrt();
@@ -210,7 +271,8 @@ impl Wan {
         let q = self.rms(compute, block.attn1.q.forward(h.clone(), Activation::None), &block.attn1.norm_q);
         let k = self.rms(compute, block.attn1.k.forward(h.clone(), Activation::None), &block.attn1.norm_k);
         let v = block.attn1.v.forward(h, Activation::None);
-        let (q, k) = (ops::rope(compute, q, rotary), ops::rope(compute, k, rotary));
+        let (q, own) = (ops::rope(compute, q, rotary), (ops::rope(compute, k, rotary), v));
+        let (k, v) = past.map_or_else(|| own.clone(), |(cache, index)| cache.joined(index, &own));
         let h = ops::attention(compute, q, k, v, None, heads, scale);
         let x = ops::gated_residual(x, block.attn1.out.forward(h, Activation::None), part(2), rows);
 
@@ -225,7 +287,7 @@ impl Wan {
         let modulation = Affine::Modulation { shift: part(3), scale: part(4), rows };
         let h = ops::norm(compute, x.clone(), modulation, true, eps);
         let h = Linear::mlp(&block.ffn_in, &block.ffn_out, h, Activation::Gelu);
-        ops::gated_residual(x, h, part(5), rows)
+        (ops::gated_residual(x, h, part(5), rows), own)
     }
 
     fn rms(&self, compute: &Compute, x: Tensor<2>, weight: &Tensor<2>) -> Tensor<2> {
@@ -249,8 +311,8 @@ impl Wan {
     }
 
     /// (cos, sin) of every pair for every token: `[tokens, head_dim]`. The head is split between time, height and
-    /// width; a third of the pairs each, the remainder to time.
-    fn rotary_table(&self, grid: [usize; 3]) -> Vec<f32> {
+    /// width; a third of the pairs each, the remainder to time. Frames count from `start`.
+    fn rotary_table(&self, grid: [usize; 3], start: usize) -> Vec<f32> {
         let dim = self.config.attention_head_dim;
         let side = 2 * (dim / 6);
         let parts = [dim - 2 * side, side, side];
@@ -258,7 +320,7 @@ impl Wan {
         for f in 0..grid[0] {
             for h in 0..grid[1] {
                 for w in 0..grid[2] {
-                    for (position, part) in [f, h, w].into_iter().zip(parts) {
+                    for (position, part) in [start + f, h, w].into_iter().zip(parts) {
                         for i in 0..part / 2 {
                             let angle = position as f64 / 10_000f64.powf((2 * i) as f64 / part as f64);
                             table.extend([angle.cos() as f32, angle.sin() as f32]);
@@ -270,7 +332,7 @@ impl Wan {
         table
     }
 
-    fn check(&self, latents: &[f32], shape: [usize; 4], timesteps: &[f32]) -> Result<()> {
+    fn check(&self, latents: &[f32], shape: [usize; 4], timesteps: &[f32], start: usize) -> Result<()> {
         let wrong = |what: String| Err(Error::InvalidRequest(what));
         let patch = self.config.patch_size;
         if shape[0] != self.config.in_channels || latents.len() != shape.iter().product::<usize>() {
@@ -279,9 +341,10 @@ impl Wan {
         if (0..3).any(|i| shape[i + 1] == 0 || shape[i + 1] % patch[i] != 0) {
             return wrong(format!("latents {shape:?} do not divide into patches of {patch:?}"));
         }
-        if (0..3).any(|i| shape[i + 1] / patch[i] > self.config.rope_max_seq_len) {
+        let positions = [start + shape[1] / patch[0], shape[2] / patch[1], shape[3] / patch[2]];
+        if positions.iter().any(|&count| count > self.config.rope_max_seq_len) {
             return wrong(format!(
-                "latents {shape:?} have more positions than the model's {}",
+                "latents {shape:?} from frame {start} on have more positions than the model's {}",
                 self.config.rope_max_seq_len
             ));
         }

@@ -205,6 +205,27 @@ pub struct SamplerConfig {
     /// What guidance leads away from.
     #[serde(default)]
     pub negative_prompt: String,
+    /// Set for models that make a clip chunk by chunk, each after the ones before it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub causal: Option<CausalConfig>,
+}
+
+/// How a clip is made chunk by chunk. Frames are latent frames.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct CausalConfig {
+    /// Frames that are denoised together.
+    pub chunk_frames: usize,
+    /// Frames from the start of the clip that every chunk attends to.
+    #[serde(default)]
+    pub sink_frames: usize,
+    /// Latest finished frames that a chunk attends to.
+    pub window_frames: usize,
+    /// Timestep at which finished frames are shown to the model.
+    #[serde(default)]
+    pub context_timestep: f64,
+    /// Noise levels of the first chunk where they differ from those of the others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_sigmas: Option<Vec<f64>>,
 }
 
 fn one() -> f64 {

@@ -136,19 +136,40 @@ fn autoencoder(manifest: &Manifest) -> Result<()> {
     })
 }
 
+fn sigmas(name: &str, sigmas: &[f64]) -> Result<()> {
+    within(&format!("the number of {name}"), sigmas.len(), 1, 1000)?;
+    for (index, &sigma) in sigmas.iter().enumerate() {
+        real(&format!("{name}[{index}]"), sigma, 1.0)?;
+    }
+    for pair in sigmas.windows(2) {
+        let (before, after) = (pair[0], pair[1]);
+        require(after < before, || format!("{name} must decrease and {after} follows {before}"))?;
+    }
+    Ok(())
+}
+
 fn sampler(manifest: &Manifest) -> Result<()> {
     let sampler = &manifest.sampler;
-    within("the number of sampler.sigmas", sampler.sigmas.len(), 1, 1000)?;
-    for (index, &sigma) in sampler.sigmas.iter().enumerate() {
-        real(&format!("sampler.sigmas[{index}]"), sigma, 1.0)?;
-    }
-    for pair in sampler.sigmas.windows(2) {
-        let (before, after) = (pair[0], pair[1]);
-        require(after < before, || format!("sampler.sigmas must decrease and {after} follows {before}"))?;
-    }
+    sigmas("sampler.sigmas", &sampler.sigmas)?;
     real("sampler.shift", sampler.shift, 100.0)?;
     real("sampler.timestep_scale", sampler.timestep_scale, 1e6)?;
     real("sampler.guidance", sampler.guidance, 100.0)?;
+    if let Some(causal) = &sampler.causal {
+        let patch = manifest.transformer.patch_size[0];
+        within("sampler.causal.chunk_frames", causal.chunk_frames, 1, 1024)?;
+        require(causal.chunk_frames.is_multiple_of(patch), || {
+            format!("sampler.causal.chunk_frames is {} and must be a multiple of {patch}", causal.chunk_frames)
+        })?;
+        within("sampler.causal.window_frames", causal.window_frames, causal.chunk_frames, 1 << 20)?;
+        within("sampler.causal.sink_frames", causal.sink_frames, 0, 1 << 20)?;
+        require((0.0..=sampler.timestep_scale).contains(&causal.context_timestep), || {
+            format!("sampler.causal.context_timestep is {}, outside of the timesteps", causal.context_timestep)
+        })?;
+        if let Some(first) = &causal.first_sigmas {
+            sigmas("sampler.causal.first_sigmas", first)?;
+        }
+        require(sampler.guidance == 1.0, || "sampler.guidance must be 1 in a causal model".into())?;
+    }
     // The solver works with the logarithm of 1 - sigma.
     let first = sampler.sigmas[0];
     require(sampler.step != SamplerStep::Unipc || first < 1.0, || {
@@ -167,9 +188,7 @@ fn video(manifest: &Manifest) -> Result<()> {
         for (name, value, patch) in [("width", width, wan.patch_size[2]), ("height", height, wan.patch_size[1])] {
             within(&format!("a {name} in video.sizes"), value, 2, 8192)?;
             // Video codecs store colour at half the size.
-            require(value.is_multiple_of(2), || {
-                format!("a {name} in video.sizes is {value} pixels and must be even")
-            })?;
+            require(value.is_multiple_of(2), || format!("a {name} in video.sizes is {value} pixels and must be even"))?;
             within(&format!("tokens along the {name}"), value.div_ceil(space * patch), 1, wan.rope_max_seq_len)?;
         }
         require(seen.insert((width, height)), || format!("video.sizes has {width}x{height} twice"))?;
