@@ -23,12 +23,12 @@ def train(samples=20000, seed=11):
     counts = Counter()
     for _ in range(samples):
         text = worlds.caption(worlds.random_scene(rng), rng)
-        counts.update(re.findall(r"[a-z]+|,", text))
+        counts.update(re.findall(r"[a-z0-9]+(?:-[a-z0-9]+)*|[,:]", text.lower()))
     counts.update({word: 1 for word in worlds.vocabulary()})
     total = sum(counts.values())
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
     for word, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
-        pieces.append((word if word == "," else "\u2581" + word, math.log(count / total)))
+        pieces.append((word if word in ",:" else "\u2581" + word, math.log(count / total)))
     known = {piece for piece, _ in pieces}
     # letters cost more than any word, so a known word is always one piece
     letters = "abcdefghijklmnopqrstuvwxyz0123456789.-'!?\u2581"

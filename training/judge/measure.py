@@ -71,9 +71,10 @@ def measured(source, count, seed):
                 found[kind].append(physics.gravity(up, area, fps))
             elif kind == "restitution":
                 found[kind].append(physics.restitution(up, area))
-            elif kind == "momentum":
+            elif kind == "momentum change":
                 places = [worlds.on_stage(points, width, height)[0] for points, _, _ in tracks]
-                found[kind].append(physics.momentum_kept(*places, worlds.masses(scene)))
+                areas = [area for _, area, _ in tracks]
+                found[kind].append(physics.momentum_change(places, areas, worlds.masses(scene)))
             elif kind == "permanence":
                 found[kind].append(float(physics.permanence(area)))
             else:

@@ -36,29 +36,38 @@ def restitution(height, area):
     return (rebound / drop).clamp_min(0).sqrt().item()
 
 
-def speeds(along):
-    """Speeds before and after the sharpest change of a position [T], metres a frame, from a line on either side."""
+def line(time, along):
+    """Slope of the line through positions, and the sum of squares it leaves."""
+    columns = torch.stack((torch.ones_like(time), time), 1)
+    found = torch.linalg.lstsq(columns, along[:, None]).solution
+    return found[1].item(), (columns @ found - along[:, None]).square().sum().item()
+
+
+def momentum_change(places, areas, masses):
+    """Change of momentum in a collision over all the momentum there was, from two positions [T] along a line.
+
+    0 when it is conserved. Speeds are slopes before and after the contact, which is where lines fit both bodies best.
+    Frames in which a body is partly hidden or out of the picture are left out.
+    """
+    time = torch.arange(len(places[0]), dtype=places[0].dtype)
+    whole = [area > 0.85 * area.median() for area in areas]
     best = None
-    for split in range(4, len(along) - 4):
-        error, slopes = 0.0, []
-        for part in (along[:split], along[split:]):
-            time = torch.arange(len(part), dtype=along.dtype)
-            columns = torch.stack((torch.ones_like(time), time), 1)
-            line = torch.linalg.lstsq(columns, part[:, None]).solution
-            error += (columns @ line - part[:, None]).square().sum().item()
-            slopes.append(line[1].item())
-        if best is None or error < best[0]:
-            best = (error, *slopes)
-    return best[1:]
-
-
-def momentum_kept(first, second, masses):
-    """Momentum after over before of two bodies with positions [T] along their line; 1 when it is conserved."""
-    before = after = 0.0
-    for along, mass in zip((first, second), masses):
-        one, other = speeds(along)
-        before, after = before + mass * one, after + mass * other
-    return after / before if abs(before) > 1e-3 * sum(masses) else None
+    for contact in range(3, len(time) - 3):
+        error, speeds = 0.0, []
+        for along, seen in zip(places, whole):
+            for part in (seen & (time < contact), seen & (time > contact)):
+                if part.sum() < 2:
+                    break
+                slope, rest = line(time[part], along[part])
+                speeds.append(slope)
+                error += rest
+        if len(speeds) == 4 and (best is None or error < best[0]):
+            best = error, speeds
+    if best is None:
+        return None
+    (a, after_a, b, after_b), (one, two) = best[1], masses
+    there_was = one * abs(a) + two * abs(b)
+    return abs(one * (after_a - a) + two * (after_b - b)) / there_was if there_was > 0 else None
 
 
 def constancy(values, area):

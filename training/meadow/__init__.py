@@ -5,14 +5,13 @@ none. `random_scene(rng, allow_held_out, **fixed)` draws one, `held_out(scene)` 
 on. `render(scenes, width, height, frames, fps, device, eager)` makes clips [B, T, 3, H, W] in 0..1 and
 `object_boxes(scenes, width, height, frames, fps)` says where their objects are: [B, T, N, 4] of left, top, right and
 bottom in 0..1 of the picture. `caption(scene, rng, full)`, `vocabulary()`, `held_out_prompts(count, seed)` and
-`EXAMPLES` are the words; `told(scene)` names the attributes that a full caption speaks of. `seen_colour(clip, scene, fps)`
-finds the colour of a clip's object without a network. `measures` is what physics can be measured on.
+`EXAMPLES` are the words; `told(scene)` names the attributes that a full caption speaks of. `SHOWN`, `TRUE` and
+`measured_scenes` say what physics can be measured on (`measures.py`).
 """
 
 from .captions import EXAMPLES, caption, held_out_prompts, vocabulary
-from .measures import TRUE, SHOWN, masses, measured_scenes, on_stage, tints
+from .measures import SHOWN, TRUE, masses, measured_scenes, on_stage, tints
 from .scenes import ATTRIBUTES, held_out, random_scene
-from .tint import seen_colour
 from .world import object_boxes, render
 
 TITLE = "Kinora Meadow"

@@ -1,0 +1,51 @@
+"""The second procedural world: objects on land, on water and in a lit harbour, and brand backgrounds.
+
+`scenes` draws what happens (a JSON-able dictionary), `physics` where everything is at any time, `lights` the light of
+an hour and a weather. `render` paints clips out of `camera`, `sky`, `ground`, `trace` and `shade` for `objects`, and
+`weather`; `abstract` the brand backgrounds. `captions` says it in `words`. `python -m training.harbour.check` checks
+all of it, `python -m training.harbour.preview OUT.png` shows it.
+"""
+
+from . import captions
+from .. import presets
+from .captions import EXAMPLES, caption, held_out_prompts
+from .measures import SHOWN, TRUE, boxes as object_boxes, masses, measured_scenes, on_stage, tints
+from .render import render as _render
+from .scenes import ATTRIBUTES, attributes as labels, held_out, random_scene as _random_scene
+
+TITLE = "Kinora Harbour"
+DESCRIPTION = ("A small model of balls, boats, lanterns and towers on land, on water and in a lit harbour, by day and "
+               "night and in any weather, and of flowing backgrounds; trained from nothing on a procedural world.")
+SILENT = {"type", "size", "second size"}  # never asked of a clip
+
+
+def random_scene(rng, allow_held_out=False, **fixed):
+    """A scene whose events happen within a clip of the model in use."""
+    duration = (presets.VIDEO["frames"] - 1) / presets.VIDEO["fps"]
+    return _random_scene(rng, allow_held_out, duration=duration, **fixed)
+
+
+def render(described, width, height, frames, fps, device="cpu", eager=False):
+    """Clips [B, T, 3, H, W]; there is nothing to compile here, `eager` is the interface's."""
+    return _render(described, width, height, frames, fps, device)
+
+
+def vocabulary():
+    return sorted(captions.vocabulary())
+
+
+def told(scene):
+    """Names of the attributes that a full caption speaks of (see `captions.caption`)."""
+    names = {name for name, value in labels(scene).items() if value not in ("", 0)} - SILENT
+    if scene["type"] == "abstract":
+        # two colours are named in either order
+        return sorted(names - ({"colour", "second colour"} if len(scene["colours"]) > 1 else set()) - {"count"})
+    first = scene["objects"][0]
+    unsaid = {"material"} if first["material"] == "matte" or first["kind"] in ("lantern", "tower", "boat") else set()
+    unsaid |= {"camera"} if scene["camera"] == "still" else set()
+    unsaid |= {"weather"} if scene["weather"] == "clear" else set()
+    unsaid |= {"time"} if scene["setting"] == "studio" else set()
+    unsaid |= {"count"} if len(scene["objects"]) == 1 else set()
+    if scene["layout"] == "group":
+        unsaid |= {"second kind", "second colour"}
+    return [name for name in ATTRIBUTES if name in names - unsaid]
