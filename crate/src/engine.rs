@@ -10,7 +10,7 @@ use crate::denoise::wan::{TextContext, Wan};
 use crate::error::{Error, Result};
 use crate::generation::Generation;
 use crate::gpu::{self, GpuOptions};
-use crate::latents::noise;
+use crate::latents::noise::normal;
 use crate::model::manifest::{ClipSize, Manifest};
 use crate::model::shards::{ShardAssembler, verify_file};
 use crate::text::tokenizer::{Prompt, Tokenizer};
@@ -188,11 +188,11 @@ impl Engine {
     }
 
     /// All steps on given noise `[C, F, H, W]`: what `kinora stage sample` runs.
-    pub async fn sample(&self, start: Vec<f32>, shape: [usize; 4], embeddings: Vec<f32>) -> Result<Vec<f32>> {
+    pub async fn sample(&self, noise: Vec<f32>, shape: [usize; 4], embeddings: Vec<f32>) -> Result<Vec<f32>> {
         let text = self.conditions(embeddings).await?;
         let mut sampler = Sampler::new(&self.manifest.sampler);
-        let fresh = |index: usize| noise::normal(0, index as u32 + 1, shape.iter().product());
-        let mut latents = start;
+        let fresh = |index: usize| normal(0, index as u32 + 1, shape.iter().product());
+        let mut latents = sampler.start(noise);
         for index in 0..sampler.steps() {
             latents = self.denoise_step(&latents, shape, &text, None, &mut sampler, index, || fresh(index)).await?.0;
         }

@@ -77,7 +77,7 @@ impl Chunk {
         let first = config.causal.as_ref().and_then(|causal| causal.first_sigmas.clone()).filter(|_| index == 0);
         let sigmas = first.unwrap_or_else(|| config.sigmas.clone());
         let sampler = Sampler::new(&SamplerConfig { sigmas, ..config.clone() });
-        let latents = noise::normal(seed, stream(index, 0), shape.iter().product());
+        let latents = sampler.start(noise::normal(seed, stream(index, 0), shape.iter().product()));
         Self { index, shape, sampler, done: 0, clean: latents.clone(), latents }
     }
 

@@ -56,6 +56,7 @@ fn config(step: SamplerStep) -> SamplerConfig {
         shift: 1.0,
         step,
         timestep_scale: 1000.0,
+        initial_scale: 1.0,
         guidance: 1.0,
         negative_prompt: String::new(),
         causal: None,

@@ -30,6 +30,7 @@ pub fn guided(captioned: &[f32], free: &[f32], scale: f64) -> Vec<f32> {
 /// One run from noise to clean latents.
 #[derive(Clone, Debug)]
 pub struct Sampler {
+    initial_scale: f64,
     step: SamplerStep,
     sigmas: Vec<f64>,
     unipc: UniPc,
@@ -38,7 +39,20 @@ pub struct Sampler {
 impl Sampler {
     /// A run as the manifest has it.
     pub fn new(config: &SamplerConfig) -> Self {
-        Self { step: config.step, sigmas: schedule(config), unipc: UniPc::default() }
+        Self {
+            initial_scale: config.initial_scale,
+            step: config.step,
+            sigmas: schedule(config),
+            unipc: UniPc::default(),
+        }
+    }
+
+    /// What the first step starts from, made of standard normal noise.
+    pub fn start(&self, mut noise: Vec<f32>) -> Vec<f32> {
+        if self.initial_scale != 1.0 {
+            noise.iter_mut().for_each(|value| *value *= self.initial_scale as f32);
+        }
+        noise
     }
 
     /// Number of steps.
@@ -88,6 +102,7 @@ mod tests {
             shift: 1.0,
             step,
             timestep_scale: 1000.0,
+            initial_scale: 1.0,
             guidance: 1.0,
             negative_prompt: String::new(),
             causal: None,
@@ -120,6 +135,13 @@ mod tests {
         assert_eq!(sampler.advance(0, &[2.0], &[1.0], || vec![4.0]).0, [0.75 + 1.0]);
         let last = sampler.advance(1, &[2.0], &[1.0], || unreachable!("no noise after the end"));
         assert_eq!(last, (vec![1.75], vec![1.75]));
+    }
+
+    #[test]
+    fn a_run_starts_from_scaled_noise() {
+        let plain = config(vec![0.5], SamplerStep::Euler);
+        assert_eq!(Sampler::new(&plain).start(vec![2.0]), [2.0]);
+        assert_eq!(Sampler::new(&SamplerConfig { initial_scale: 0.5, ..plain }).start(vec![2.0]), [1.0]);
     }
 
     #[test]

@@ -199,6 +199,9 @@ pub struct SamplerConfig {
     pub step: SamplerStep,
     /// Timestep of sigma 1.
     pub timestep_scale: f64,
+    /// Factor of the noise that a run starts from; 1 but for models that were trained to start elsewhere.
+    #[serde(default = "one")]
+    pub initial_scale: f64,
     /// Scale of classifier-free guidance; 1 is none, and what a distilled model needs. More costs a second pass.
     #[serde(default = "one")]
     pub guidance: f64,

@@ -153,6 +153,7 @@ fn sampler(manifest: &Manifest) -> Result<()> {
     sigmas("sampler.sigmas", &sampler.sigmas)?;
     real("sampler.shift", sampler.shift, 100.0)?;
     real("sampler.timestep_scale", sampler.timestep_scale, 1e6)?;
+    real("sampler.initial_scale", sampler.initial_scale, 100.0)?;
     real("sampler.guidance", sampler.guidance, 100.0)?;
     if let Some(causal) = &sampler.causal {
         let patch = manifest.transformer.patch_size[0];
