@@ -3,13 +3,13 @@
 # Everything it needs is in the repository: the shards, the teacher and the probe (training/checkpoints).
 
 run_evaluate() {
-    local work exported q4 model
+    local exported q4 model
     need rust cc python
     build_cli
-    work=$(mktemp -d)
+    work=$(mktemp -d) # not local: the trap below looks at it after the function has ended
     trap 'rm -rf "$work"' EXIT
     exported=$work/exported q4=$work/q4
-    model=$("$python" -c 'import json, sys; print(json.load(open(sys.argv[1]))["name"].removeprefix("kinora-"))' \
+    model=$("$python" -c 'import json, sys; print(json.load(open(sys.argv[1]))["training"]["model"])' \
         "$root/model-shards/manifest.json")
     cd "$root"
     export KINORA_MODEL=$model KINORA_WORK=$work
@@ -18,7 +18,8 @@ run_evaluate() {
     attempt "Reading model-shards" "$python" -m training.shards model-shards --as student
     attempt "Exporting" "$python" -m training.export --from student --out "$exported"
     attempt "Packing in four bits" "$target_dir/release/kinora" pack --in "$exported" --out "$q4" --format q4 --group 32
-    attempt "The evaluation" "$python" -m training.evaluate --sources "renders,packed=model-shards,packed=$q4,teacher=50" \
+    attempt "The evaluation" "$python" -m training.evaluate \
+        --sources "renders,packed=model-shards,packed=$q4,teacher=50" \
         --out model-shards/evaluation.json --card model-shards/MODEL_CARD.md "$@"
     cp training/reports/heldout.png docs/images/heldout.png
 }

@@ -5,7 +5,6 @@ import random
 import torch
 
 from . import presets, worlds
-from .make_latents import load_shards
 
 def encode(tokenizer, texts):
     """Token ids [B, L] padded with 0, as long as captions get."""
@@ -19,24 +18,19 @@ def encode(tokenizer, texts):
     return ids
 
 
-def object_weights(described, latents, weight):
-    """Loss weights [N, 1, F, h, w]: `weight` where an object is during the latent frame, 1 elsewhere.
-
-    Objects fill few cells; without weights they are what the model learns
-    last. Weights do not move the optimum of the loss, a mean for every element.
-    """
+def object_cells(described, shape):
+    """Where the objects are in latents of `shape` [C, F, h, w], true where one is during the latent frame: [N, F, h, w]."""
     video = presets.VIDEO
-    count, rows, columns = latents.shape[2:]
+    count, rows, columns = shape[1:]
     cell = presets.cell()
     boxes = worlds.object_boxes(described, columns * cell, rows * cell, video["frames"], video["fps"])
     left, top, right, bottom = boxes[..., None, None].unbind(3)
     v, u = torch.meshgrid(torch.arange(rows) + 0.5, torch.arange(columns) + 0.5, indexing="ij")
     # a cell counts when the object reaches to 0.6 cells from its middle
     near = ((u - left * columns > -0.6) & (u - right * columns < 0.6)
-            & (v - top * rows > -0.6) & (v - bottom * rows < 0.6)).float().amax(2)
+            & (v - top * rows > -0.6) & (v - bottom * rows < 0.6)).any(2)
     # frame 0 makes latent frame 0, each later latent frame stands for four frames
-    near = torch.cat([near[:, :1], near[:, 1:].unflatten(1, (count - 1, -1)).amax(2)], 1)
-    return (1 + (weight - 1) * near)[:, None].half()
+    return torch.cat([near[:, :1], near[:, 1:].unflatten(1, (count - 1, -1)).any(2)], 1)
 
 
 UNKNOWN = -100  # what cross entropy leaves out
@@ -65,15 +59,13 @@ def share_right(logits, attributes):
 
 
 class Group:
-    """Cached clips of one size: latents [N, C, F, h, w], scenes, loss weights and attributes."""
+    """Cached clips of one size: latents [N, C, F, h, w], scenes, cells with objects and attributes."""
 
-    def __init__(self, latents, described, weight):
-        self.latents, self.scenes, self.weight = latents, described, weight
-        self.weights = object_weights(described, latents, weight)
-        self.attributes = attribute_indices(described)
+    def __init__(self, latents, described, near, attributes):
+        self.latents, self.scenes, self.near, self.attributes = latents, described, near, attributes
 
     def add(self, other):
-        for name in ("latents", "weights", "attributes"):
+        for name in ("latents", "near", "attributes"):
             setattr(self, name, torch.cat([getattr(self, name), getattr(other, name)]))
         self.scenes = self.scenes + other.scenes
 
@@ -94,9 +86,10 @@ class LatentData:
         return sum(len(group.scenes) for group in self.groups.values())
 
     def refresh(self):
+        from .make_latents import load_shards
         shards, self.next = load_shards(self.work, self.next)
-        for latents, described in shards:
-            group, shape = Group(latents, described, self.weight), latents.shape[1:]
+        for shard in shards:
+            group, shape = Group(*shard), shard[0].shape[1:]
             if shape in self.groups:
                 self.groups[shape].add(group)
             else:
@@ -111,9 +104,11 @@ class LatentData:
         group, = self.rng.choices(groups, [len(group.scenes) for group in groups])
         chosen = [self.rng.randrange(len(group.scenes)) for _ in range(count)]
         texts = ["" if self.rng.random() < self.dropout else worlds.caption(group.scenes[i], self.rng) for i in chosen]
-        return (group.latents[chosen].float().to(self.device),
-                encode(self.tokenizer, texts).to(self.device), group.weights[chosen].float().to(self.device),
-                group.attributes[chosen].to(self.device))
+        # Objects fill few cells; without weights they are what the model learns last. Weights do not move the optimum
+        # of the loss, a mean for every element.
+        weights = 1 + (self.weight - 1) * group.near[chosen][:, None].float()
+        return (group.latents[chosen].float().to(self.device), encode(self.tokenizer, texts).to(self.device),
+                weights.to(self.device), group.attributes[chosen].to(self.device))
 
 
 def given_frames(count, frames, share, rng):

@@ -9,8 +9,9 @@ models" (2022), and Meng et al., "On distillation of guided diffusion models"
 noise through the student's sigmas in several substeps each; between two student
 sigmas the student regresses the mean velocity of that walk in one pass without
 guidance. A walk costs the teacher many passes, so recent walks are kept and each
-is used a few times (`replay`). Rows with given frames keep the plain flow-matching loss, which keeps
-that ability. The second command goes on from four steps to two. `--choose` measures shifts first: PSNR of 4 guided teacher steps
+is used a few times (`replay`). Rows with given frames keep the plain
+flow-matching loss, which keeps that ability. The second command goes on from four
+steps to two. `--choose` measures shifts first: PSNR of 4 guided teacher steps
 against 24. Writes student-state.pt and student.pt.
 """
 
@@ -26,7 +27,7 @@ from .autoencoder import psnr
 from .data import LatentData, encode
 from .make_latents import load_autoencoder
 from .model import TextToVideo
-from .progress import REPORTS, Clock, note
+from .progress import REPORTS, Clock, note, save_weights
 from .train_teacher import average, masked_loss, noised, optimiser_for, save, show
 
 
@@ -69,7 +70,7 @@ class Walks:
 
     def add(self, states, velocities, ids):
         kept = self.groups.setdefault(states.shape[2:], [])
-        kept += zip(states, velocities, ids)
+        kept += zip(states.half(), velocities.half(), ids)
         del kept[:-self.keep]
 
     def draw(self, count):
@@ -81,16 +82,22 @@ class Walks:
         chosen = [kept[self.rng.randrange(len(kept))] for _ in range(count)]
         first = self.rng.randrange(len(self.sigmas))
         which = [(first + i) % len(self.sigmas) for i in range(count)]
-        states = torch.stack([walk[0][i] for walk, i in zip(chosen, which)])
-        targets = torch.stack([walk[1][i] for walk, i in zip(chosen, which)])
+        states = torch.stack([walk[0][i] for walk, i in zip(chosen, which)]).float()
+        targets = torch.stack([walk[1][i] for walk, i in zip(chosen, which)]).float()
         levels = torch.tensor([self.sigmas[i] for i in which], device=states.device)
         return states, levels[:, None], targets, torch.stack([walk[2] for walk in chosen])
+
+
+def taught_shift(work, teacher):
+    """The shift that a student was distilled with, when it is the teacher now."""
+    facts = work / f"{teacher}.json"
+    return json.loads(facts.read_text()).get("shift", 3.0) if facts.exists() else 3.0
 
 
 def main():
     parser = presets.arguments("distill", __doc__)
     parser.add_argument("--choose", action="store_true", help="measure shifts before training")
-    parser.add_argument("--shift", type=float, default=3.0, help="sigma shift without --choose")
+    parser.add_argument("--shift", type=float, help="sigma shift without --choose; the one that --teacher was distilled with, or 3")
     parser.add_argument("--teacher", default="teacher", help="whose weights show the way")
     parser.add_argument("--name", default="student", help="what the result is called")
     args = parser.parse_args()
@@ -101,7 +108,7 @@ def main():
     teacher.load_state_dict(torch.load(work / f"{args.teacher}.pt", map_location="cpu"))
     teacher.to(device).eval().requires_grad_(False)
     autoencoder = load_autoencoder(work, device)
-    shift, measured = args.shift, None
+    shift, measured = args.shift or taught_shift(work, args.teacher), None
     if args.choose:
         measured = choose_shift(teacher, tokenizer, autoencoder, options, device)
         shift = max(measured, key=measured.get)
@@ -109,11 +116,15 @@ def main():
         note(work, f"distillation: dB of {options['steps']} against 24 steps by shift: {measured}")
     sigmas = sampling.schedule(options["steps"], shift)
 
-    student = copy.deepcopy(teacher).requires_grad_(True)
-    ema = copy.deepcopy(teacher)
+    student = copy.deepcopy(teacher)
+    state_path, weights = work / f"{args.name}-state.pt", work / f"{args.name}.pt"
+    if weights.exists() and not state_path.exists() and not (work / f"{args.name}.json").exists():
+        # begun on another machine
+        student.load_state_dict(torch.load(weights, map_location=device))
+    ema = copy.deepcopy(student)
+    student.requires_grad_(True)
     optimiser = optimiser_for(student, options)
     step, spent, log = 0, 0.0, []
-    state_path = work / f"{args.name}-state.pt"
     if state_path.exists():
         state = torch.load(state_path, map_location=device)
         student.load_state_dict(state["model"])
@@ -128,7 +139,7 @@ def main():
     data = LatentData(work, tokenizer, seed + 2, device, caption_dropout=0.0)
     run = distributed.shared(student if args.eager else torch.compile(student))
     look = teacher if args.eager else torch.compile(teacher)
-    clock = Clock(options, spent)
+    clock = Clock(work, args.name, options, spent)
     batch = max(2, options["batch"] // world)
     walkers = max(1, batch // 2)
     if rank == 0:
@@ -167,14 +178,16 @@ def main():
         if time.time() - last_save > 150:
             last_save = time.time()
             save(state_path, model=student, ema=ema, optimiser=optimiser, step=step, spent=elapsed, log=log, shift=shift)
-            torch.save(ema.state_dict(), work / f"{args.name}.pt")
+            save_weights(work / f"{args.name}.pt", ema.state_dict())
+            clock.keep()
     elapsed = clock.elapsed
     distributed.finish()
     if rank != 0:
         return
     walked = -(-step // options["replay"]) * walkers * world
     save(state_path, model=student, ema=ema, optimiser=optimiser, step=step, spent=elapsed, log=log, shift=shift)
-    torch.save(ema.state_dict(), work / f"{args.name}.pt")
+    save_weights(work / f"{args.name}.pt", ema.state_dict())
+    clock.keep()
     if not clock.over:
         return note(work, f"distillation: paused at step {step}, {100 * clock.done:.0f} % done")
     facts = {"steps": step, "walks": walked, "minutes": elapsed / 60, "guidance": options["guidance"], "teacher": args.teacher,

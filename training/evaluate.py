@@ -22,16 +22,16 @@ from .progress import REPORTS, note
 from .sheet import contact_sheet
 
 
-def open_source(text, work, tokenizer, args):
+def open_source(text, work, tokenizer, args, device):
     kind, _, value = text.partition("=")
     if kind == "renders":
-        return sources.Renders()
+        return sources.Renders(device)
     if kind == "teacher":
-        return sources.teacher(work, tokenizer, int(value or args.steps), args.guidance)
+        return sources.teacher(work, tokenizer, int(value or args.steps), args.guidance, device)
     if kind == "student":
-        return sources.student(work, tokenizer, value or "student")
+        return sources.student(work, tokenizer, value or "student", device)
     if kind == "packed":
-        return sources.packed(Path(value), tokenizer)
+        return sources.packed(Path(value), tokenizer, device)
     raise SystemExit(f"unknown source {text!r}: renders, teacher[=STEPS], student[=NAME] or packed=FOLDER")
 
 
@@ -40,6 +40,7 @@ def main():
     parser.add_argument("--sources", default="renders,teacher,student", help="what is judged, with commas")
     parser.add_argument("--prompts", type=int, default=200, help="how many the probe judges")
     parser.add_argument("--measured", type=int, default=24, help="clips of each kind of physics")
+    parser.add_argument("--size", metavar="WxH", help="one of the model's sizes, its first if absent")
     parser.add_argument("--seed", type=int, default=6, help="draws the prompts")
     parser.add_argument("--sheet", type=int, default=4, help="draws the ten prompts of the sheet")
     parser.add_argument("--steps", type=int, default=50, help="of the teacher")
@@ -47,45 +48,52 @@ def main():
     parser.add_argument("--out", type=Path, help="evaluation.json elsewhere")
     parser.add_argument("--card", type=Path, help="model card whose tables are renewed")
     args = parser.parse_args()
-    presets.settings(args)
-    work = presets.work_dir(args.work)
+    device, work = presets.settings(args)["device"], presets.work_dir(args.work)
+    if args.card:
+        report.check(args.card)  # now, not after all the work
+    size = [int(side) for side in args.size.split("x")] if args.size else presets.VIDEO["sizes"][0]
+    if list(size) not in presets.VIDEO["sizes"]:
+        raise SystemExit(f"--size {args.size}: the model's sizes are {presets.VIDEO['sizes']}")
     tokenizer = tokenizers.load(work)
-    probe = probes.load(work)
-    judged = [open_source(text, work, tokenizer, args) for text in args.sources.split(",")]
+    probe = probes.load(work, device)
+    judged = [open_source(text, work, tokenizer, args, device) for text in args.sources.split(",")]
+    names = [source.name for source in judged]
+    if len(set(names)) < len(names):
+        raise SystemExit(f"two sources have the same name: {', '.join(names)}")
 
     sheet = next((source for source in judged if source.steps), None)
     if sheet:
         prompts, described = zip(*worlds.held_out_prompts(seed=args.sheet))
-        clips = sheet.clips(prompts, described, range(100 * args.sheet, 100 * args.sheet + 10))
+        clips = sheet.clips(prompts, described, range(100 * args.sheet, 100 * args.sheet + 10), size)
         contact_sheet(clips, prompts, REPORTS / "heldout.png")
         for prompt, wrong in zip(prompts, measure.misses(probe, clips, described)):
             print(f"probe misses {', '.join(wrong) or 'nothing'}: {prompt}", flush=True)
 
     prompts, described = measure.held_out_captions(args.prompts, args.seed)
     seeds = range(200 * args.seed, 200 * args.seed + len(prompts))
-    real = measure.features(probe, sources.Renders().clips(prompts, described, seeds))
+    renders = sources.Renders(device)
+    real = measure.features(probe, renders.clips(prompts, described, seeds, size))
     # another set of scenes shows what distance chance alone makes
     other = measure.held_out_captions(args.prompts, args.seed + 1000)
-    chance = distances.frechet(measure.features(probe, sources.Renders().clips(*other, seeds)), real)
+    chance = distances.frechet(measure.features(probe, renders.clips(*other, seeds, size)), real)
     table = {}
     for source in judged:
         start = time.time()
-        clips = source.clips(prompts, described, seeds)
+        clips = source.clips(prompts, described, seeds, size)
         wrong = measure.misses(probe, clips, described)
         table[source.name] = {
             "steps": source.steps,
             "right": measure.adherence(wrong, described),
             "frechet": round(distances.frechet(measure.features(probe, clips), real), 3),
-            "physics": measure.measured(source, args.measured, args.seed) if args.measured else {},
+            "physics": measure.measured(source, args.measured, args.seed, size) if args.measured else {},
             "seconds": round(time.time() - start),
         }
         note(work, f"evaluation of {source.name}: {table[source.name]}")
-    facts = {"prompts": args.prompts, "seed": args.seed, "measured": args.measured, "sheet": args.sheet,
+    command = (f"python -m training.evaluate --model {args.model} --prompts {args.prompts} --measured {args.measured} "
+               f"--size {size[0]}x{size[1]} --seed {args.seed} --sheet {args.sheet} --guidance {args.guidance:g}")
+    facts = {"prompts": args.prompts, "seed": args.seed, "measured": args.measured, "sheet": args.sheet, "size": size,
              "frechet_of_other_renders": round(chance, 3), "true": worlds.TRUE, "date": time.strftime("%Y-%m-%d"),
-             "command": f"python -m training.evaluate --model {args.model} --sources {args.sources} --prompts "
-                        f"{args.prompts} --measured {args.measured} --seed {args.seed} --sheet {args.sheet} "
-                        f"--steps {args.steps} --guidance {args.guidance:g}",
-             "probe": json.loads((work / "probe.json").read_text()), "sources": table}
+             "command": command, "probe": json.loads((work / "probe.json").read_text()), "sources": table}
     out = args.out or work / "evaluation.json"
     out.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     if args.card:

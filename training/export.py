@@ -24,7 +24,7 @@ def manifest(work, source, tokenizer, sigmas, shift, tensors):
     video = presets.VIDEO
     pixels = max(width * height for width, height in map(presets.padded, video["sizes"]))
     facts = {name: read_json(work / f"{name}.json")
-             for name in ("autoencoder", "decoder", "teacher", "student", "evaluation")}
+             for name in ("autoencoder", "decoder", "teacher", source)}
     for part in facts.values():
         for curve in ("log", "loss"):  # kept in reports/, too long for a manifest
             part.pop(curve, None)
@@ -51,7 +51,7 @@ def manifest(work, source, tokenizer, sigmas, shift, tensors):
         "requires": {"features": [], "max_buffer_size": max(largest, activation, 16 * 2 ** 20),
                      "max_storage_buffer_binding_size": max(largest, activation, 16 * 2 ** 20),
                      "memory_bytes": 2 * weights + 16 * activation},
-        "training": {"weights": source, "sigma_shift": shift, "dtype": "f32",
+        "training": {"model": presets.MODEL, "weights": source, "sigma_shift": shift, "dtype": "f32",
                      "data": "procedural world of this repository (training/" + presets.WORLD + ")", **facts},
     }
 
@@ -71,13 +71,13 @@ def tensors_of(work, source):
 def main():
     parser = presets.arguments("export", __doc__)
     parser.add_argument("--out", required=True, type=Path)
-    parser.add_argument("--from", dest="source", choices=("student", "teacher"), default="teacher")
+    parser.add_argument("--from", dest="source", default="teacher", help="teacher, or the --name of a distillation")
     parser.add_argument("--shift", type=float, help="sigma shift of the teacher's sampling steps")
     args = parser.parse_args()
     work = presets.work_dir(args.work)
     tokenizer = tokenizers.load(work)
-    if args.source == "student":
-        facts = read_json(work / "student.json")
+    if args.source != "teacher":
+        facts = read_json(work / f"{args.source}.json")
         sigmas, shift = facts["sigmas"], facts["shift"]
     else:
         shift = args.shift or 3.0

@@ -4,7 +4,8 @@
 
 Writes latents-NNNN.npz shards (f16 latents [N, C, F, H, W] and the scenes as
 JSON) into the work folder; captions are drawn from the scenes when training.
-Stops at the preset's number of clips or when the time is over; run again to go on.
+Stops at the preset's number of clips or when the time is over, and then writes
+latents.json; run again to go on.
 With --ahead only pictures are rendered (clips-NNNN.npy, removed once encoded):
 that may be done while the autoencoder still trains.
 """
@@ -16,7 +17,7 @@ import time
 import numpy as np
 import torch
 
-from . import presets, worlds
+from . import data, presets, worlds
 from .autoencoder import Autoencoder
 from .progress import note
 
@@ -34,11 +35,16 @@ def shard_path(work, index):
 
 
 def load_shards(work, first=0):
-    """(latents as f16 tensor, scenes) of the shards from `first` on that exist, and the number of the next."""
+    """(latents f16, scenes, cells with objects, attributes) of the shards from `first` on, and the number of the next."""
     shards = []
     while shard_path(work, first).exists():
         shard = np.load(shard_path(work, first))
-        shards.append((torch.from_numpy(shard["latents"]), json.loads(str(shard["scenes"]))))
+        described, latents = json.loads(str(shard["scenes"])), torch.from_numpy(shard["latents"])
+        if "near" in shard:
+            near, attributes = torch.from_numpy(shard["near"]), torch.from_numpy(shard["attributes"])
+        else:  # made before shards had them
+            near, attributes = data.object_cells(described, latents.shape[1:]), data.attribute_indices(described)
+        shards.append((latents, described, near, attributes))
         first += 1
     return shards, first
 
@@ -92,13 +98,19 @@ def main():
                 with torch.no_grad():
                     latents = torch.cat([model.encode(part.to(device).float() / 255).half().cpu()
                                          for part in clips.split(options["batch"])])
-                write(path, lambda to: np.savez(to, latents=latents.numpy(), scenes=np.array(json.dumps(batch))))
+                near = data.object_cells(batch, latents.shape[1:])
+                write(path, lambda to: np.savez(
+                    to, latents=latents.numpy(), scenes=np.array(json.dumps(batch)), near=near.numpy(),
+                    attributes=data.attribute_indices(batch).numpy()))
                 clips_path(work, index).unlink(missing_ok=True)
         count += options["shard"]
         if index % 4 == 0:
             print(f"{count} clips", flush=True)
-        if time.time() > deadline:
+        # every size has its turn before time counts
+        if time.time() > deadline and index + 1 >= len(presets.VIDEO["sizes"]):
             break
+    if not args.ahead:
+        (work / "latents.json").write_text(json.dumps({"clips": count}))
     note(work, f"latents: {count} clips")
 
 

@@ -8,6 +8,7 @@ Optimiser states stay behind; a stage without its state trains on from the weigh
 
 import hashlib
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -18,22 +19,27 @@ PART_BYTES = 15 * 2 ** 20
 
 
 def split(folder, work, names):
-    """Writes folder/part-NN.bin and parts.json; checkpoints that don't exist are left out."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Writes folder/part-NN.bin and parts.json, all at once; checkpoints that don't exist are left out."""
     tensors = {}
     for name in names:
         if (work / f"{name}.pt").exists():
             state = torch.load(work / f"{name}.pt", map_location="cpu")
             # tied tables are one tensor under two names, which the format does not have
             tensors.update({f"{name}/{key}": value.half().clone() for key, value in state.items()})
-    data = save(tensors)
-    pieces = [data[i:i + PART_BYTES] for i in range(0, len(data), PART_BYTES)]
+    blob = save(tensors)
+    fresh = folder.with_name(f"{folder.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    pieces = [blob[i:i + PART_BYTES] for i in range(0, len(blob), PART_BYTES)]
     for number, piece in enumerate(pieces):
-        (folder / f"part-{number:02d}.bin").write_bytes(piece)
+        (fresh / f"part-{number:02d}.bin").write_bytes(piece)
     small = {path.name: path.read_text() for path in sorted(work.glob("*.json")) if path.stat().st_size < 2 ** 20}
-    facts = {"parts": len(pieces), "sha256": hashlib.sha256(data).hexdigest(), "files": small}
-    (folder / "parts.json").write_text(json.dumps(facts))
-    return len(data)
+    small.pop("latents.json", None)  # latents don't travel
+    facts = {"parts": len(pieces), "sha256": hashlib.sha256(blob).hexdigest(), "files": small}
+    (fresh / "parts.json").write_text(json.dumps(facts))
+    shutil.rmtree(folder, ignore_errors=True)
+    fresh.rename(folder)
+    return len(blob)
 
 
 def join(folder, work):

@@ -84,20 +84,20 @@ CPU = {
 
 GPU = copy.deepcopy(CPU)
 GPU["device"] = "cuda"
-GPU["autoencoder"].update(muon_lr=2e-3, minutes=30, batch=48, whole=8, pool=2048)
-GPU["decoder"].update(minutes=20, batch=48, whole=8, pool=2048)
-GPU["latents"].update(clips=200000, shard=4096, batch=64, minutes=20)
-GPU["text"].update(batch=512)
-GPU["teacher"].update(minutes=60, batch=256, muon_lr=4e-3, ema=0.9995, given=0.25)
-GPU["distill"].update(minutes=30, batch=256, muon_lr=1e-3, given=0.25)
+GPU["autoencoder"].update(muon_lr=2e-3, minutes=30, batch=48, whole=8, pool=768)
+GPU["decoder"].update(minutes=20, batch=48, whole=8, pool=768)
+GPU["latents"].update(clips=200000, shard=384, batch=64, minutes=20)
+GPU["text"].update(batch=128)
+# activations of harbour-large take about 0.23 GB a clip
+GPU["teacher"].update(minutes=60, batch=128, muon_lr=4e-3, ema=0.9995, given=0.25)
+GPU["distill"].update(minutes=30, batch=64, muon_lr=1e-3, given=0.25)
 
 PRESETS = {"cpu": CPU, "gpu": GPU}
 
 
 def use(model):
-    """Makes a model's parts the module's WORLD, VIDEO, AUTOENCODER, TEXT_ENCODER and TRANSFORMER."""
-    for part, value in MODELS[model].items():
-        globals()[part.upper()] = value
+    """Makes a model's parts the module's MODEL, WORLD, VIDEO, AUTOENCODER, TEXT_ENCODER and TRANSFORMER."""
+    globals().update({part.upper(): value for part, value in MODELS[model].items()}, MODEL=model)
 
 
 use(os.environ.get("KINORA_MODEL", "meadow"))
@@ -132,14 +132,17 @@ class Parser(argparse.ArgumentParser):
 
 def arguments(stage, description):
     """Parser shared by the stages: --model, --preset, --device, --work, --minutes, --set key=value."""
+    cores = len(os.sched_getaffinity(0))
     parser = Parser(description=description)
     parser.add_argument("--preset", choices=sorted(PRESETS), default="cpu")
     parser.add_argument("--model", choices=sorted(MODELS), default=os.environ.get("KINORA_MODEL", "meadow"))
     parser.add_argument("--device", help="cpu or cuda; the preset's choice if absent")
     parser.add_argument("--work", help="folder of checkpoints and caches")
     parser.add_argument("--minutes", type=float, help="wall time of this run of the stage")
-    parser.add_argument("--stop-after", type=float, metavar="SECONDS", help="end this run early, to be gone on with")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU threads")
+    parser.add_argument("--until", type=float, metavar="TIME",
+                        help="seconds since 1970 at which this run ends, to be gone on with")
+    parser.add_argument("--threads", type=int, default=max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))),
+                        help="CPU threads")
     parser.add_argument("--eager", action="store_true", help="do not use torch.compile")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
                         help="change one setting of the stage, a JSON value")
@@ -163,7 +166,7 @@ def settings(args):
         if key not in options:
             raise SystemExit(f"unknown setting {key!r} of {args.stage}; known: {', '.join(sorted(options))}")
         options[key] = json.loads(value)
-    options["stop_after"] = args.stop_after
+    options["until"] = args.until
     torch.set_num_threads(args.threads)
     torch.set_float32_matmul_precision("high")  # TF32 where there is such a thing
     return options

@@ -23,14 +23,15 @@ from .progress import note
 SEEN = 5  # frames
 
 
-def frames_seen():
-    """The numbers of the frames that the probe looks at, spread over the clip."""
-    last = presets.VIDEO["frames"] - 1
-    return [round(i * last / (SEEN - 1)) for i in range(SEEN)]
+def seen(clips):
+    """The frames [B, 5, 3, 128, 128] that the probe looks at, spread over clips [B, T, 3, H, W]."""
+    last = clips.shape[1] - 1
+    frames = clips[:, [round(i * last / (SEEN - 1)) for i in range(SEEN)]]
+    return F.interpolate(frames.flatten(0, 1), size=(128, 128), mode="area").unflatten(0, frames.shape[:2])
 
 
 class Probe(nn.Module):
-    """Logits per attribute, in the order of worlds.ATTRIBUTES, of clips [B, T, 3, H, W] in 0..1."""
+    """Logits per attribute, in the order of worlds.ATTRIBUTES, of frames [B, 5, 3, 128, 128] in 0..1."""
 
     def __init__(self):
         super().__init__()
@@ -39,16 +40,15 @@ class Probe(nn.Module):
             layers += [nn.Conv2d(width, wider, 3, padding=1), nn.GroupNorm(8, wider), nn.GELU(),
                        nn.Conv2d(wider, wider, 3, padding=1, stride=2), nn.GELU()]
             width = wider
-        self.body = nn.Sequential(*layers, nn.Flatten(), nn.LazyLinear(256), nn.GELU())
+        self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(160 * 4 * 4, 256), nn.GELU())
         self.heads = nn.ModuleList(nn.Linear(256, len(values)) for values in worlds.ATTRIBUTES.values())
 
-    def features(self, clips):
+    def features(self, frames):
         """[B, 256], what the names are read from."""
-        x = clips[:, frames_seen()].flatten(1, 2)
-        return self.body(F.interpolate(x, size=(64, 64), mode="area") * 2 - 1)
+        return self.body(F.interpolate(frames.flatten(1, 2), size=(64, 64), mode="area") * 2 - 1)
 
-    def forward(self, clips):
-        hidden = self.features(clips)
+    def forward(self, frames):
+        hidden = self.features(frames)
         return [head(hidden) for head in self.heads]
 
 
@@ -60,8 +60,6 @@ def names(logits):
 
 def load(work, device="cpu"):
     probe = Probe()
-    with torch.no_grad():
-        probe(torch.zeros(1, presets.VIDEO["frames"], 3, 64, 64))
     probe.load_state_dict(torch.load(work / "probe.pt", map_location=device))
     return probe.to(device).eval()
 
@@ -75,10 +73,10 @@ def roughened(clips):
 
 
 def rendered(rng, count, device, eager):
-    """Clips of the probe's five frames only, spread over 17, and their attributes."""
+    """The seen frames of clips of one of the model's sizes, and their attributes."""
     described = [worlds.random_scene(rng, allow_held_out=True) for _ in range(count)]
-    clips = worlds.clips(described, device, eager)
-    return clips[:, frames_seen()], attribute_indices(described).to(device)
+    clips = worlds.clips(described, device, eager, rng.choice(presets.VIDEO["sizes"]))
+    return seen(clips), attribute_indices(described).to(device)
 
 
 def main():
@@ -88,24 +86,19 @@ def main():
     torch.manual_seed(options["seed"] + 70)
     rng = random.Random(options["seed"] + 71)
     probe = Probe().to(device)
-    spread = torch.zeros(1, presets.VIDEO["frames"], 3, 64, 64, device=device)
-    probe(spread)
-    optimiser = Muon(groups(probe.named_parameters(), lambda n, p: "body" in n, options["muon_lr"], options["lr"], 0.01))
-
-    def look(clips):
-        whole = spread.new_zeros(len(clips), presets.VIDEO["frames"], *clips.shape[2:])
-        whole[:, frames_seen()] = clips
-        return probe(whole)
-
-    held = [rendered(random.Random(options["seed"] + 72 + i), 8, device, args.eager) for i in range(options["held"] // 8)]
+    optimiser = Muon(groups(probe.named_parameters(), lambda n, p: "body" in n, options["muon_lr"], options["lr"],
+                            0.01))
+    held = [rendered(random.Random(options["seed"] + 72 + i), 8, device, args.eager)
+            for i in range(options["held"] // 8)]
     pool = []
     budget, start, step, total = options["minutes"] * 60, time.time(), 0, 0.0
     while (done := (time.time() - start) / budget) < 1:
         optimiser.set_scale(min((step + 1) / 30, 1.0, (1.0 - done) / 0.5 + 0.01))
         pool.append(rendered(rng, 8, device, args.eager))
         del pool[:-options["pool"]]
-        clips, attributes = (torch.cat(column) for column in zip(pool[-1], *rng.choices(pool, k=options["batch"] // 8 - 1)))
-        logits = look(roughened(clips))
+        drawn = zip(pool[-1], *rng.choices(pool, k=options["batch"] // 8 - 1))
+        clips, attributes = (torch.cat(column) for column in drawn)
+        logits = probe(roughened(clips))
         loss = sum(naming_loss(part, attributes[:, i]) for i, part in enumerate(logits))
         loss.backward()
         optimiser.step()
@@ -116,7 +109,7 @@ def main():
             total = 0.0
     probe.eval()
     with torch.no_grad():
-        logits = [torch.cat(column) for column in zip(*(look(clips) for clips, _ in held))]
+        logits = [torch.cat(column) for column in zip(*(probe(clips) for clips, _ in held))]
     truth = torch.cat([attributes for _, attributes in held])
     facts = {"steps": step, "held_out_renders": len(truth), "right": {}, "confusion": {}}
     for i, (name, values) in enumerate(worlds.ATTRIBUTES.items()):

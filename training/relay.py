@@ -21,32 +21,36 @@ STAGES = (
     ("tokenizer", 0.00, "tokenizer.json", False),
     ("train_text", 0.02, "text.pt", False),
     ("train_autoencoder", 0.28, "autoencoder.json", True),
-    ("make_latents", 0.12, "latents-0000.npz", False),
+    ("make_latents", 0.12, "latents.json", False),
     ("train_teacher", 0.34, "teacher.json", True),
     ("distill", 0.16, "student.json", True),
 )
 CHECKPOINTS = ("autoencoder", "text", "teacher", "student")
-RESERVE = 35.0  # seconds at the end of a run for the last checkpoint and its parts
+RESERVE = 40.0  # seconds at the end of a run for the last checkpoint and its parts
+LEAST = 60.0  # seconds left that are worth the start of a stage
 
 
-def call(stage, args, minutes, stop_after, changes):
-    """One stage in a process of its own, so that its memory goes with it."""
+def call(stage, args, minutes, until, changes):
+    """One stage in a process of its own, so that its memory goes with it; false when it had to be stopped."""
     command = [sys.executable, "-m", f"training.{stage}", "--model", args.model, "--preset", args.preset]
-    if args.device:
-        command += ["--device", args.device]
-    if args.work:
-        command += ["--work", args.work]
+    for name in ("device", "work"):
+        if getattr(args, name):
+            command += [f"--{name}", getattr(args, name)]
     if args.eager:
         command += ["--eager"]
     if minutes is not None:
         command += ["--minutes", f"{minutes:.3f}"]
-    if stop_after is not None:
-        command += ["--stop-after", f"{stop_after:.0f}"]
+    command += ["--until", f"{until:.0f}"]
     for change in changes:
         command += ["--set", change]
-    done = subprocess.run(command)
+    try:
+        # a stage looks at the clock between steps; what it kept minutes ago is there if a step takes too long
+        done = subprocess.run(command, timeout=until + RESERVE / 2 - time.time())
+    except subprocess.TimeoutExpired:
+        return False
     if done.returncode:
         raise SystemExit(f"{stage} failed with exit status {done.returncode}")
+    return True
 
 
 def main():
@@ -59,25 +63,31 @@ def main():
     if args.take and not (work / "tokenizer.json").exists():
         note(work, f"relay: took {', '.join(parts.join(args.take, work))}")
     # --set stage.key=value goes to that stage alone
-    changes = {stage: [c.partition(".")[2] for c in args.set if c.partition(".")[0] == stage] for stage, *_ in STAGES}
+    changes = {stage: [] for stage, *_ in STAGES}
+    for change in args.set:
+        stage, _, rest = change.partition(".")
+        if stage not in changes:
+            raise SystemExit(f"--set {change}: there is no stage {stage!r}; the stages are {', '.join(changes)}")
+        changes[stage].append(rest)
+    until = start + 60 * (args.minutes or 9) - RESERVE
     done = []
     try:
         for stage, share, result, stops in STAGES:
             if (work / result).exists():
                 done.append(stage)
                 continue
-            minutes = share * args.total
-            left = args.minutes * 60 - RESERVE - (time.time() - start)
-            if left < (10 if stops else 30):
+            minutes, left = share * args.total, until - time.time()
+            if left < LEAST and stage != "tokenizer":
                 break
-            budget = None if stage == "tokenizer" else minutes if stops else min(minutes, left / 60)
-            call(stage, args, budget, left if stops else None, changes[stage])
-            if not (work / result).exists():
-                break  # it paused, the time is over
+            budget = None if stage == "tokenizer" else minutes if stops else min(minutes, left / 60 - 0.5)
+            if not call(stage, args, budget, until, changes[stage]) or not (work / result).exists():
+                break  # it paused or was stopped, the time is over
             done.append(stage)
+            parts.split(args.store, work, CHECKPOINTS)
     finally:
         size = parts.split(args.store, work, CHECKPOINTS)
-        note(work, f"relay: {time.time() - start:.0f} s, {size / 2 ** 20:.1f} MiB of parts; finished: {', '.join(done)}")
+        note(work, f"relay: {time.time() - start:.0f} s, {size / 2 ** 20:.1f} MiB of parts; "
+                   f"finished: {', '.join(done)}")
 
 
 if __name__ == "__main__":

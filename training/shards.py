@@ -2,8 +2,9 @@
 
     python -m training.shards FOLDER    # puts a packed model back into the work folder, to train on from it
 
-Writes autoencoder.pt, teacher.pt (or student.pt and student.json, `--as student`) and tokenizer.json. Quantized weights come back with their rounding; training goes on
-from them all the same, which saves the first hour on a machine that has no checkpoint. Files that are there are kept.
+Writes autoencoder.pt, teacher.pt (or student.pt and student.json, `--as student`), vocabulary.json and tokenizer.json.
+Quantized weights come back with their rounding; training goes on from them all the same, which saves the first hour on
+a machine that has no checkpoint. Files that are there are kept.
 """
 
 import hashlib

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from . import presets, worlds
 from .autoencoder import Autoencoder, psnr
 from .optim import Muon, groups
-from .progress import REPORTS, Clock, note
+from .progress import REPORTS, Clock, note, save_weights
 
 
 class Pool:
@@ -133,13 +133,14 @@ def main():
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         for group in optimiser.param_groups:
-            group["base_lr"] = options["lr"]  # --set lr=... counts for the run that goes on
+            # --set lr=... counts for the run that goes on
+            group["base_lr"] = options["muon_lr"] if group.get("muon") else options["lr"]
         statistics, step, spent, seen, log = (state[k] for k in ("statistics", "step", "spent", "seen", "log"))
         print(f"resumed at step {step}", flush=True)
 
     held = held_out_clips(options["seed"] + 1, device, args.eager)
     pool = Pool(options["pool"], options["seed"] + 2 + step, device, args.eager)
-    clock = Clock(options, spent)
+    clock = Clock(work, "autoencoder", options, spent)
     note(work, f"autoencoder: training starts at step {step}")
     last_save, losses = time.time(), []
     while clock.running():
@@ -175,12 +176,14 @@ def main():
         if time.time() - last_save > 150:
             last_save = time.time()
             save(state_path, model, optimiser, statistics, step, elapsed, seen, log)
+            clock.keep()
     elapsed = clock.elapsed
     save(state_path, model, optimiser, statistics, step, elapsed, seen, log)
+    clock.keep()
     if not clock.over:
         # what there is, usable on a machine that has not the state
         model.fold_normalisation(statistics["mean"], (statistics["var"] + 1e-4).sqrt())
-        torch.save(model.state_dict(), work / "autoencoder.pt")
+        save_weights(work / "autoencoder.pt", model.state_dict())
         return note(work, f"autoencoder: paused at step {step}, {100 * clock.done:.0f} % done")
     finish(model, pool, statistics, held, work, {"steps": step, "stretches": seen, "minutes": elapsed / 60,
                                                  "seed": options["seed"], "log": log[-1:]})
@@ -201,7 +204,7 @@ def finish(model, pool, statistics, held, work, facts):
     facts["latent_mean"], facts["latent_std"] = round(latents.mean().item(), 3), round(latents.std().item(), 3)
     out = torch.cat([model.decode(model.encode(c[None])) for c in held])
     facts["psnr_db"] = round(psnr(out, held), 2)
-    torch.save(model.state_dict(), work / "autoencoder.pt")
+    save_weights(work / "autoencoder.pt", model.state_dict())
     (work / "autoencoder.json").write_text(json.dumps(facts))
     from .sheet import contact_sheet
     rows = [torch.cat([held[i], out[i].clamp(0, 1)], 2) for i in range(6)]

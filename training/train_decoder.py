@@ -17,7 +17,7 @@ from . import presets
 from .autoencoder import psnr
 from .make_latents import load_autoencoder
 from .optim import Muon, groups
-from .progress import REPORTS, Clock, note
+from .progress import REPORTS, Clock, note, save_weights
 from .sheet import contact_sheet
 from .train_autoencoder import Pool, held_out_clips, reconstruction_loss
 from .train_teacher import average, save
@@ -46,7 +46,7 @@ def main():
     with torch.no_grad():
         held_latents = model.encode(held)
     pool = Pool(options["pool"], options["seed"] + 51 + step, device, args.eager)
-    clock = Clock(options, spent)
+    clock = Clock(work, "decoder", options, spent)
     note(work, f"decoder: training starts at step {step}")
     last_save = time.time()
     losses = []
@@ -78,10 +78,12 @@ def main():
         if time.time() - last_save > 150:
             last_save = time.time()
             save(state_path, model=model, ema=ema, optimiser=optimiser, step=step, spent=elapsed)
-            save_model(ema, work)
+            save_weights(work / "autoencoder.pt", ema.state_dict())
+            clock.keep()
     elapsed = clock.elapsed
     save(state_path, model=model, ema=ema, optimiser=optimiser, step=step, spent=elapsed)
-    save_model(ema, work)
+    save_weights(work / "autoencoder.pt", ema.state_dict())
+    clock.keep()
     if not clock.over:
         return note(work, f"decoder: paused at step {step}, {100 * clock.done:.0f} % done")
     with torch.no_grad():
@@ -91,12 +93,6 @@ def main():
     rows = [torch.cat([held[i], out[i].clamp(0, 1)], 2) for i in range(6)]
     contact_sheet(rows, [""] * 6, REPORTS / "autoencoder.png", [0, 4, 8, 12, 16])
     note(work, f"decoder: finished, {step} steps, {elapsed / 60:.0f} min, held-out {facts['psnr_db']} dB")
-
-
-def save_model(model, work):
-    temporary = work / "autoencoder.tmp"
-    torch.save(model.state_dict(), temporary)
-    temporary.replace(work / "autoencoder.pt")
 
 
 if __name__ == "__main__":

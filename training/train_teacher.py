@@ -27,7 +27,7 @@ from .data import LatentData, given_frames, shifted
 from .make_latents import load_autoencoder
 from .model import TextToVideo
 from .optim import Muon, groups
-from .progress import REPORTS, Clock, note
+from .progress import REPORTS, Clock, note, save_weights
 from .sheet import contact_sheet
 from .train_text import AttributeReader
 
@@ -116,7 +116,8 @@ def main():
     torch.manual_seed(options["seed"])
     tokenizer = tokenizers.load(work)
     model = TextToVideo(tokenizer.get_vocab_size()).to(device)
-    if (work / "teacher.pt").exists():  # of an earlier run, or of python -m training.shards
+    state_path = work / "teacher-state.pt"
+    if (work / "teacher.pt").exists() and not state_path.exists():  # of an earlier run, or of python -m training.shards
         model.load_state_dict(torch.load(work / "teacher.pt", map_location=device))
     elif (work / "text.pt").exists():
         model.text_encoder.load_state_dict(torch.load(work / "text.pt", map_location=device))
@@ -124,7 +125,6 @@ def main():
     both = Trained(model).to(device)
     optimiser = optimiser_for(both, options)
     step, spent, log = 0, 0.0, []
-    state_path = work / "teacher-state.pt"
     if state_path.exists():
         state = torch.load(state_path, map_location=device)
         both.load_state_dict(state["both"])
@@ -136,7 +136,7 @@ def main():
     torch.manual_seed(options["seed"] + step + 100003 * rank)
     autoencoder = load_autoencoder(work, device)
     run = distributed.shared(both if args.eager else torch.compile(both))
-    clock = Clock(options, spent)
+    clock = Clock(work, "teacher", options, spent)
     if rank == 0:
         note(work, f"teacher: training starts at step {step} with {len(data)} clips, "
                    f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters")
@@ -180,7 +180,8 @@ def main():
         if time.time() - last_save > 180:
             last_save = time.time()
             save(state_path, both=both, ema=ema, optimiser=optimiser, step=step, spent=elapsed, log=log)
-            torch.save(ema.state_dict(), work / "teacher.pt")
+            save_weights(work / "teacher.pt", ema.state_dict())
+            clock.keep()
         if elapsed // 480 > sheets:
             sheets = int(elapsed // 480)
             show(ema, tokenizer, autoencoder, work / f"teacher-{sheets:02d}.png", 3.0,
@@ -190,7 +191,8 @@ def main():
     if rank != 0:
         return
     save(state_path, both=both, ema=ema, optimiser=optimiser, step=step, spent=elapsed, log=log)
-    torch.save(ema.state_dict(), work / "teacher.pt")
+    save_weights(work / "teacher.pt", ema.state_dict())
+    clock.keep()
     if not clock.over:
         return note(work, f"teacher: paused at step {step}, {100 * clock.done:.0f} % done")
     facts = {"guidance_baked": options["guidance"], "bake": options["bake"],

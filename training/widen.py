@@ -12,13 +12,13 @@ import torch
 
 from . import presets
 from .autoencoder import Autoencoder, MemBlock, TGrow
-from .progress import note
+from .progress import note, save_weights
 
 
 def widths(state):
     """The decoder's channels that a state dictionary was made with."""
-    firsts = [value.shape[0] for name, value in state.items() if name.startswith("decoder.") and name.endswith(".weight")
-              and value.shape[-1] == 3 and ".conv." not in name]
+    firsts = [value.shape[0] for name, value in state.items()
+              if name.startswith("decoder.") and name.endswith(".weight") and value.shape[-1] == 3 and ".conv." not in name]
     return firsts[:-1]
 
 
@@ -79,7 +79,9 @@ def main():
     state = torch.load(work / "autoencoder.pt", map_location="cpu")
     before, after = widths(state), presets.AUTOENCODER["decoder_channels"]
     model = widen(state, presets.AUTOENCODER)
-    torch.save(model.state_dict(), work / "autoencoder.pt")
+    save_weights(work / "autoencoder.pt", model.state_dict())
+    for name in ("decoder-state.pt", "decoder-clock.json"):  # of the narrow one
+        (work / name).unlink(missing_ok=True)
     note(work, f"decoder: widened from {before} to {after}")
 
 

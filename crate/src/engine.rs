@@ -178,17 +178,19 @@ impl Engine {
     async fn conditions(&self, embeddings: Vec<f32>) -> Result<Conditions> {
         let config = &self.manifest.text_encoder;
         let context = |embeddings| self.denoiser.text_context(&self.compute, embeddings, config.max_tokens);
-        let sampler = &self.manifest.sampler;
         let mut free = None;
-        if sampler.guidance != 1.0 {
-            let ids = self.tokenizer.encode_any(&sampler.negative_prompt)?;
-            free = Some(context(self.text_encoder.encode(&self.compute, &ids).await?)?);
+        if let Some(ids) = self.tokenizer.negative() {
+            free = Some(context(self.text_encoder.encode(&self.compute, ids).await?)?);
         }
         Ok(Conditions { captioned: context(embeddings)?, free })
     }
 
-    /// All steps on given noise `[C, F, H, W]`: what `kinora stage sample` runs.
+    /// All steps on given noise `[C, F, H, W]`: what `kinora stage sample` runs. Not for causal models, which never see
+    /// a clip as a whole.
     pub async fn sample(&self, noise: Vec<f32>, shape: [usize; 4], embeddings: Vec<f32>) -> Result<Vec<f32>> {
+        if self.manifest.sampler.causal.is_some() {
+            return Err(Error::InvalidRequest("a causal model makes its clips chunk by chunk, use generate".into()));
+        }
         let text = self.conditions(embeddings).await?;
         let mut sampler = Sampler::new(&self.manifest.sampler);
         let fresh = |index: usize| normal(0, index as u32 + 1, shape.iter().product());

@@ -258,7 +258,7 @@ fn fill_requirements(model: &mut Value) -> Result<()> {
     for (field, value) in [
         (&mut requires.max_buffer_size, buffer),
         (&mut requires.max_storage_buffer_binding_size, buffer),
-        (&mut requires.memory_bytes, mebibytes(stored + 4 * activation + 2 * MAX_SHARD_BYTES)),
+        (&mut requires.memory_bytes, mebibytes(stored + 4 * activation + cache_bytes(manifest) + 2 * MAX_SHARD_BYTES)),
     ] {
         if *field == 0 {
             *field = value;
@@ -266,6 +266,17 @@ fn fill_requirements(model: &mut Value) -> Result<()> {
     }
     model["requires"] = to_json(&manifest.requires)?;
     Ok(())
+}
+
+/// Bytes of the keys and values that a causal model keeps of the largest clip, as f32.
+fn cache_bytes(manifest: &Manifest) -> u64 {
+    let (wan, Some(causal)) = (&manifest.transformer, &manifest.sampler.causal) else { return 0 };
+    let tokens = manifest.sizes().map(|size| {
+        let [_, frames, height, width] = manifest.latent_shape(size.width, size.height, size.frames);
+        let held = frames.min(causal.sink_frames + causal.window_frames + causal.chunk_frames);
+        held * (height / wan.patch_size[1]) * (width / wan.patch_size[2])
+    });
+    4 * 2 * (wan.num_layers * wan.inner_dim() * tokens.max().unwrap_or(0)) as u64
 }
 
 /// Bytes of the largest single intermediate result, as f32, of the largest offered clip.

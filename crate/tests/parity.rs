@@ -124,6 +124,33 @@ fn chunks_with_a_cache_match_a_masked_pass_in_pytorch() {
     }
 }
 
+/// A size that is no whole number of tokens shows the middle of what its latents decode to.
+#[test]
+fn frames_are_cut_to_the_size_of_the_clip() {
+    let (engine, _dir) = tiny_with(DType::F32, |model_json| {
+        let changed = model_json.replace("\"width\": 96", "\"width\": 90").replace("\"height\": 64", "\"height\": 50");
+        assert_ne!(changed, model_json);
+        changed
+    });
+    let run = |engine: Engine| {
+        let request = GenerateRequest { prompt: "a slow cat".into(), seed: 3, ..GenerateRequest::default() };
+        let mut generation = wait(Rc::new(engine).begin(&request)).expect("begins");
+        while wait(generation.step()).expect("steps").is_some() {}
+        let preview = wait(generation.preview()).expect("previews");
+        let first = wait(generation.next_frames()).expect("decodes").expect("a frame");
+        (preview, first.rgba)
+    };
+    let (whole_preview, whole) = run(tiny(DType::F32).0);
+    let (cut_preview, cut) = run(engine);
+    for (whole, cut) in [(whole_preview, cut_preview), (whole, cut)] {
+        assert_eq!((whole.len(), cut.len()), (96 * 64 * 4, 90 * 50 * 4));
+        for (y, row) in cut.chunks_exact(90 * 4).enumerate() {
+            let from = ((y + 7) * 96 + 3) * 4;
+            assert_eq!(row, &whole[from..from + 90 * 4], "row {y}");
+        }
+    }
+}
+
 /// A causal model gives the frames of a chunk before it begins the next, and all of them in the end.
 #[test]
 fn a_causal_clip_comes_chunk_by_chunk() {

@@ -8,7 +8,7 @@ all of it, `python -m training.harbour.preview OUT.png` shows it.
 
 from . import captions
 from .. import presets
-from .captions import EXAMPLES, caption, held_out_prompts
+from .captions import EXAMPLES, caption
 from .measures import SHOWN, TRUE, boxes as object_boxes, masses, measured_scenes, on_stage, tints
 from .render import render as _render
 from .scenes import ATTRIBUTES, attributes as labels, held_out, random_scene as _random_scene
@@ -28,6 +28,10 @@ def random_scene(rng, allow_held_out=False, **fixed):
 def render(described, width, height, frames, fps, device="cpu", eager=False):
     """Clips [B, T, 3, H, W]; there is nothing to compile here, `eager` is the interface's."""
     return _render(described, width, height, frames, fps, device)
+
+
+def held_out_prompts(count=10, seed=3):
+    return captions.held_out_prompts(count, seed, random_scene)
 
 
 def vocabulary():

@@ -290,7 +290,7 @@ def unknown_words(text):
     return [word for word in dict.fromkeys(words(text)) if word not in known]
 
 
-def held_out_prompts(count=10, seed=3):
+def held_out_prompts(count=10, seed=3, draw=S.random_scene):
     """(prompt, scene) of combinations never trained on; motions, settings, times and cameras vary."""
     rng = random.Random(seed)
     chosen = []
@@ -298,9 +298,9 @@ def held_out_prompts(count=10, seed=3):
         candidates = []
         while len(candidates) < 12:
             if i % 8 == 7:
-                scene = S.random_scene(rng, True, type="abstract", style=S.STYLES[i // 8 % 3])
+                scene = draw(rng, True, type="abstract", style=S.STYLES[i // 8 % 3])
             else:
-                scene = S.random_scene(rng, True, motion=S.MOTIONS[(i + i // 8) % len(S.MOTIONS)])
+                scene = draw(rng, True, motion=S.MOTIONS[(i + i // 8) % len(S.MOTIONS)])
             if S.held_out(scene):
                 candidates.append(S.attributes(scene) | {"scene": scene})
         # of twelve draws the one that repeats least of what was chosen before

@@ -3,6 +3,7 @@
 import torch
 
 from . import camera, captions, physics, scenes
+from .. import presets
 from .objects import COLOUR
 
 TRUE = {"gravity": physics.GRAVITY, "restitution": physics.BOUNCE, "momentum change": 0.0}
@@ -21,20 +22,25 @@ PLAIN = {"camera": ("still",), "weather": ("clear",), "time": ("noon",), "settin
 
 def measured_scenes(measure, count, rng):
     """Scenes that show a measure, with full captions: [(scene, caption)]."""
-    drawn = []
+    drawn, duration = [], (presets.VIDEO["frames"] - 1) / presets.VIDEO["fps"]
     while len(drawn) < count:
         fixed = {name: rng.choice(values) for name, values in {**PLAIN, **SHOWN[measure]}.items()}
         if measure not in ("momentum change", "permanence"):
             fixed["layout"] = "single"
-        scene = scenes.random_scene(rng, allow_held_out=True, **fixed)
-        others = [thing["colour"] for thing in scene["objects"][1:]]
+        scene = scenes.random_scene(rng, allow_held_out=True, duration=duration, **fixed)
         # the second object must not be taken for the first, and for momentum it has to be found as well
-        if scene["objects"][0]["colour"] in others:
+        if len(scene["objects"]) > 1 and alike(*tints(scene)[:2]):
             continue
-        if measure == "momentum change" and others[0] not in PLAIN["colour"]:
+        if measure == "momentum change" and scene["objects"][1]["colour"] not in PLAIN["colour"]:
             continue
         drawn.append((scene, captions.caption(scene, rng, full=True)))
     return drawn
+
+
+def alike(one, other):
+    """Whether tracking could take one colour for another."""
+    tints = [torch.tensor(colour) - sum(colour) / 3 for colour in (one, other)]
+    return torch.nn.functional.cosine_similarity(*tints, dim=0).item() > 0.75
 
 
 def tints(scene):

@@ -23,7 +23,8 @@ def held_out_captions(count, seed):
 
 def misses(probe, clips, described):
     """For each clip, the attributes told by its full caption that the probe does not see."""
-    seen = [row for part in clips.split(16) for row in probes.names(probe(part))]
+    device = next(probe.parameters()).device
+    seen = [row for part in clips.split(16) for row in probes.names(probe(probes.seen(part.to(device))))]
     wrong = []
     for got, scene in zip(seen, described):
         labels = worlds.labels(scene)
@@ -44,7 +45,8 @@ def adherence(wrong, described):
 
 @torch.no_grad()
 def features(probe, clips):
-    return torch.cat([probe.features(part) for part in clips.split(16)])
+    device = next(probe.parameters()).device
+    return torch.cat([probe.features(probes.seen(part.to(device))).cpu() for part in clips.split(16)])
 
 
 def median(values):
@@ -53,14 +55,14 @@ def median(values):
     return {"median": round(statistics.median(values), 3) if values else None, "clips": len(values)}
 
 
-def measured(source, count, seed):
+def measured(source, count, seed, size=None):
     """Physics by tracking, on `count` clips a measure."""
     fps, out = presets.VIDEO["fps"], {}
     for number, kind in enumerate(worlds.SHOWN):
         pairs = worlds.measured_scenes(kind, count, random.Random(f"{seed}-{kind}"))
         described, prompts = zip(*pairs)
         first = 1000 * seed + 100 * number
-        clips = source.clips(prompts, described, range(first, first + count))
+        clips = source.clips(prompts, described, range(first, first + count), size)
         height, width = clips.shape[-2:]
         found = {kind: []} if kind != "constancy" else {"area spread": [], "colour spread": [], "flicker": []}
         for clip, scene in zip(clips, described):

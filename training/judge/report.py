@@ -41,7 +41,8 @@ def tables(facts):
     probe = facts["probe"]
     return "\n".join([
         START,
-        f"{facts['prompts']} held-out prompts (seed {facts['seed']}), named by the probe; physics by tracking on "
+        f"{facts['prompts']} held-out prompts (seed {facts['seed']}) at {facts['size'][0]}×{facts['size'][1]}, named by the "
+        f"probe; physics by tracking on "
         f"{facts['measured']} clips of each kind, medians, in brackets of how many it could be measured. The Fréchet "
         f"distance of other renders is {facts['frechet_of_other_renders']:.2f}. `{facts['command']}`, "
         f"{facts['date']}.", "",
@@ -51,11 +52,17 @@ def tables(facts):
         END])
 
 
+def check(card):
+    """Stops where the marks of a model card are missing."""
+    text = card.read_text(encoding="utf-8")
+    if START not in text or END not in text.split(START)[1]:
+        raise SystemExit(f"{card} has no line {START} followed by {END}")
+
+
 def renew(card, facts):
     """Put the tables between the marks of a model card."""
+    check(card)
     text = card.read_text(encoding="utf-8")
-    if START not in text or END not in text:
-        raise SystemExit(f"{card} has no line {START} followed by {END}")
     before, after = text.split(START)[0], text.split(END)[1]
     card.write_text(before + tables(facts) + after, encoding="utf-8")
 

@@ -6,10 +6,18 @@ import torch
 
 from .. import presets, sampling, shards, worlds
 from ..autoencoder import Autoencoder
+from ..data import shifted
 from ..make_latents import load_autoencoder
 from ..model import TextToVideo
 
 BATCH = 16
+
+
+def shown(clips, size):
+    """The middle of padded clips, as the engine shows it."""
+    width, height = size or presets.VIDEO["sizes"][0]
+    top, left = (clips.shape[3] - height) // 2, (clips.shape[4] - width) // 2
+    return clips[..., top:top + height, left:left + width]
 
 
 class Renders:
@@ -17,48 +25,57 @@ class Renders:
 
     name, steps = "renders", None
 
+    def __init__(self, device="cpu"):
+        self.device = device
+
     def clips(self, prompts, described, seeds, size=None):
-        parts = [worlds.clips(described[i:i + BATCH], eager=True, size=size) for i in range(0, len(described), BATCH)]
-        return torch.cat(parts)
+        parts = [worlds.clips(described[i:i + BATCH], self.device, eager=True, size=size).cpu()
+                 for i in range(0, len(described), BATCH)]
+        return shown(torch.cat(parts), size)
 
 
 class Generator:
     """A denoiser and a decoder, sampled by Euler steps over `sigmas`."""
 
-    def __init__(self, name, tokenizer, weights, autoencoder, sigmas, guidance=1.0):
-        self.name, self.tokenizer, self.autoencoder = name, tokenizer, autoencoder.eval().requires_grad_(False)
+    def __init__(self, name, tokenizer, weights, autoencoder, sigmas, guidance=1.0, device="cpu"):
+        self.name, self.tokenizer, self.device = name, tokenizer, device
+        self.autoencoder = autoencoder.to(device).eval().requires_grad_(False)
         self.sigmas, self.guidance, self.steps = sigmas, guidance, len(sigmas)
         self.model = TextToVideo(tokenizer.get_vocab_size())
         self.model.load_state_dict(weights)
-        self.model.eval().requires_grad_(False)
+        self.model.to(device).eval().requires_grad_(False)
 
     @torch.no_grad()
     def clips(self, prompts, described, seeds, size=None):
         latents = sampling.sample(self.model, self.tokenizer, list(prompts), list(seeds), self.sigmas, self.guidance,
-                                  batch=BATCH, size=size)
-        return torch.cat([self.autoencoder.decode(z[None]) for z in latents]).clamp(0, 1)
+                                  self.device, BATCH, size)
+        return shown(torch.cat([self.autoencoder.decode(z[None]).cpu() for z in latents]).clamp(0, 1), size)
 
 
-def teacher(work, tokenizer, steps, guidance):
+def teacher(work, tokenizer, steps, guidance, device):
     weights = torch.load(work / "teacher.pt", map_location="cpu")
     weights = {name: value.float() for name, value in weights.items()}
     return Generator(f"teacher, {steps} steps, guidance {guidance:g}", tokenizer, weights,
-                     load_autoencoder(work, "cpu"), sampling.schedule(steps, 3.0), guidance)
+                     load_autoencoder(work, "cpu"), sampling.schedule(steps, 3.0), guidance, device)
 
 
-def student(work, tokenizer, name="student"):
+def student(work, tokenizer, name, device):
     sigmas = json.loads((work / f"{name}.json").read_text())["sigmas"]
     return Generator(f"{name}, {len(sigmas)} steps", tokenizer, torch.load(work / f"{name}.pt", map_location="cpu"),
-                     load_autoencoder(work, "cpu"), sigmas)
+                     load_autoencoder(work, "cpu"), sigmas, device=device)
 
 
-def packed(folder, tokenizer):
+def packed(folder, tokenizer, device):
     """A packed model, with the rounding of its shards."""
     manifest, tensors = shards.load(folder)
+    sampler = manifest["sampler"]
+    if sampler["step"] != "euler" or sampler.get("causal") or sampler.get("initial_scale", 1) != 1:
+        raise SystemExit(f"{folder}: only models of plain Euler steps are judged here, this one's sampler is {sampler}")
     decoder, weights = shards.parts(tensors)
     autoencoder = Autoencoder(manifest["autoencoder"])
     autoencoder.load_state_dict(decoder)
     formats = {entry["dtype"] for entry in manifest["tensors"].values()}
     form = next(form for form in ("q4", "q8", "f16", "f32") if form in formats)
-    sigmas = manifest["sampler"]["sigmas"]
-    return Generator(f"{form}, {len(sigmas)} steps", tokenizer, weights, autoencoder, sigmas)
+    sigmas = [shifted(sigma, sampler["shift"]) for sigma in sampler["sigmas"]]
+    return Generator(f"{form}, {len(sigmas)} steps", tokenizer, weights, autoencoder, sigmas,
+                     sampler.get("guidance", 1.0), device)

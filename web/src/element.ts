@@ -119,12 +119,13 @@ function seedOf(value: string | null): number | undefined {
 	return value === null || value.trim() === '' ? undefined : Number(value);
 }
 
-/** `176x96` or `176x96x17`; what cannot be read is left for the engine to refuse as 0. */
-function sizeOf(value: string | null): Partial<ClipSize> {
+/** `176x96` or `176x96x17`; what cannot be read becomes 0, which no model makes. */
+export function sizeOf(value: string | null): Partial<ClipSize> {
 	if (value === null || value.trim() === '') {
 		return {};
 	}
-	const [width = 0, height = 0, frames] = value.split(/[x×]/).map((part) => (/^\s*\d{1,5}\s*$/.test(part) ? Number(part) : 0));
+	const number = (part: string) => (/^\s*\d{1,5}\s*$/.test(part) ? Number(part) : 0);
+	const [width = 0, height = 0, frames] = value.split(/[x×]/i).map(number);
 	return frames === undefined ? { width, height } : { width, height, frames };
 }
 
@@ -180,7 +181,10 @@ export class KinoraVideo extends HTMLElement {
 
 	attributeChangedCallback(name: string, before: string | null, after: string | null): void {
 		if (name === 'size') {
-			this.#shape(sizeOf(after));
+			// A clip that is shown keeps its frame until the next one is drawn.
+			if (!this.#result) {
+				this.#shape(sizeOf(after));
+			}
 		} else if (before !== after) {
 			this.#availability = undefined;
 		}
@@ -318,7 +322,9 @@ export class KinoraVideo extends HTMLElement {
 		if (!Number.isSafeInteger(seed) || seed < 0) {
 			throw new KinoraError('invalid-request', `The seed ${seed} is not a whole number from 0 to ${Number.MAX_SAFE_INTEGER}.`);
 		}
-		const size = sizeOf(this.getAttribute('size'));
+		// Sizes are offered as a whole: an option does not mix with the attribute.
+		const own = options.width !== undefined || options.height !== undefined || options.frames !== undefined;
+		const size = own ? {} : sizeOf(this.getAttribute('size'));
 		const request: VideoRequest = { prompt, seed };
 		for (const key of ['width', 'height', 'frames'] as const) {
 			const value = options[key] ?? size[key];
@@ -463,6 +469,7 @@ export class KinoraVideo extends HTMLElement {
 	}
 
 	#draw(frame: FrameDetail): void {
+		this.#shape(frame);
 		this.#canvas.width = frame.width;
 		this.#canvas.height = frame.height;
 		const pixels = new ImageData(new Uint8ClampedArray(frame.rgba), frame.width, frame.height);
@@ -489,6 +496,7 @@ export class KinoraVideo extends HTMLElement {
 
 	/** After a run without a result: the last clip again, or nothing, but no half-finished picture. */
 	#restore(): void {
+		this.#shape(this.#result ?? sizeOf(this.getAttribute('size')));
 		this.#canvas.classList.remove('shown');
 		this.#video.classList.toggle('shown', this.#result !== undefined);
 	}

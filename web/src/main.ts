@@ -1,8 +1,8 @@
 /** The page around `<kinora-video>`: the form, the progress, the player's buttons and the facts below. */
-import { KinoraVideo, newSeed, type Availability, type KinoraVideoEvents, type ProgressDetail, type VideoResult } from './element.js';
+import { KinoraVideo, newSeed, sizeOf, type Availability, type KinoraVideoEvents, type ProgressDetail, type VideoResult } from './element.js';
 import { KinoraError, toKinoraError } from './errors.js';
 import { megabytes, quoted, roughly, seconds } from './format.js';
-import type { ModelManifest } from './manifest.js';
+import type { ClipSize, ModelManifest } from './manifest.js';
 import { ACTIONS, STAGES, consent, deviceNotice, explain, type Action } from './messages.js';
 
 declare const __ENGINE_BYTES__: number;
@@ -128,16 +128,17 @@ function showAvailability({ manifest, probe, device: used, stored }: Availabilit
 /** A choice where there is one; what was chosen stays chosen as long as the model offers it. */
 function showSizes({ sizes, fps }: ModelManifest): void {
 	const several = new Set(sizes.map(({ frames }) => frames)).size > 1;
-	const chosen = video.getAttribute('size');
-	size.replaceChildren(
-		...sizes.map(({ width, height, frames }) => {
-			const text = `${width} × ${height}`;
-			return new Option(several ? `${text}, ${seconds((frames / fps) * 1000)}` : text, `${width}x${height}x${frames}`);
-		}),
-	);
-	const known = [...size.options].find(({ value }) => value === chosen || value.startsWith(`${chosen}x`));
-	size.value = (known ?? size.options[0])?.value ?? '';
+	const name = ({ width, height, frames }: ClipSize) =>
+		several ? `${width} × ${height}, ${seconds((frames / fps) * 1000)}` : `${width} × ${height}`;
+	const asked = sizeOf(video.getAttribute('size'));
+	const fits = (offered: ClipSize) =>
+		asked.width === offered.width && asked.height === offered.height && (asked.frames ?? offered.frames) === offered.frames;
+	const found = sizes.findIndex(fits);
+	size.replaceChildren(...sizes.map((each) => new Option(name(each), `${each.width}x${each.height}x${each.frames}`)));
+	size.selectedIndex = Math.max(found, 0);
 	element('size-field', HTMLElement).hidden = sizes.length < 2;
+	const refused = asked.width !== undefined && found < 0;
+	put('size-notice', refused ? `This model does not make ${video.getAttribute('size')}; it will be ${name(sizes[0])}.` : undefined);
 	video.setAttribute('size', size.value);
 }
 
@@ -165,6 +166,8 @@ async function start(): Promise<void> {
 	const calm = matchMedia('(prefers-reduced-motion: reduce)').matches;
 	element('stage', HTMLElement).scrollIntoView({ block: 'nearest', behavior: calm ? 'auto' : 'smooth' });
 	try {
+		// The size that is asked for is known to be offered once the manifest is there.
+		showSizes((await video.availability()).manifest);
 		showResult(await video.generate());
 	} catch (thrown) {
 		const error = toKinoraError(thrown);

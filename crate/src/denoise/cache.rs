@@ -47,12 +47,6 @@ impl KvCache {
         self.held
     }
 
-    /// Bytes that are held, in f32.
-    pub fn bytes(&self) -> u64 {
-        let one = |(k, v): &KeyValue| 4 * (k.dims().iter().product::<usize>() + v.dims().iter().product::<usize>());
-        self.blocks.iter().flatten().map(|pair| one(pair) as u64).sum()
-    }
-
     /// Past keys and values in front of a chunk's own.
     pub(crate) fn joined(&self, block: usize, own: &KeyValue) -> KeyValue {
         match &self.blocks[block] {
@@ -105,6 +99,6 @@ mod tests {
         let held: Vec<f32> = k.into_data().try_into_vec().expect("f32");
         assert_eq!(held, [0.0, 0.0, 5.0, 5.0, 6.0, 6.0, 7.0, 7.0]);
         assert_eq!(v.dims(), [8, 1]);
-        assert_eq!((cache.held(), cache.position(), cache.bytes()), (4, 8, 64));
+        assert_eq!((cache.held(), cache.position()), (4, 8));
     }
 }

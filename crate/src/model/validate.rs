@@ -156,11 +156,7 @@ fn sampler(manifest: &Manifest) -> Result<()> {
     real("sampler.initial_scale", sampler.initial_scale, 100.0)?;
     real("sampler.guidance", sampler.guidance, 100.0)?;
     if let Some(causal) = &sampler.causal {
-        let patch = manifest.transformer.patch_size[0];
         within("sampler.causal.chunk_frames", causal.chunk_frames, 1, 1024)?;
-        require(causal.chunk_frames.is_multiple_of(patch), || {
-            format!("sampler.causal.chunk_frames is {} and must be a multiple of {patch}", causal.chunk_frames)
-        })?;
         within("sampler.causal.window_frames", causal.window_frames, causal.chunk_frames, 1 << 20)?;
         within("sampler.causal.sink_frames", causal.sink_frames, 0, 1 << 20)?;
         require((0.0..=sampler.timestep_scale).contains(&causal.context_timestep), || {
@@ -172,9 +168,10 @@ fn sampler(manifest: &Manifest) -> Result<()> {
         require(sampler.guidance == 1.0, || "sampler.guidance must be 1 in a causal model".into())?;
     }
     // The solver works with the logarithm of 1 - sigma.
-    let first = sampler.sigmas[0];
-    require(sampler.step != SamplerStep::Unipc || first < 1.0, || {
-        format!("sampler.sigmas must start below 1 for unipc and start at {first}")
+    let first = sampler.causal.as_ref().and_then(|causal| causal.first_sigmas.as_ref()).map_or(0.0, |first| first[0]);
+    let highest = first.max(sampler.sigmas[0]);
+    require(sampler.step != SamplerStep::Unipc || highest < 1.0, || {
+        format!("sampler.sigmas must start below 1 for unipc and start at {highest}")
     })
 }
 

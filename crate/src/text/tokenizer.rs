@@ -8,6 +8,7 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     max_tokens: usize,
     vocabulary: std::collections::HashSet<String>,
+    negative: Option<Vec<u32>>,
 }
 
 /// What a prompt turned into.
@@ -29,7 +30,20 @@ impl Tokenizer {
             return Err(Error::Tokenizer(format!("it has {size} tokens and the encoder {}", config.vocab_size)));
         }
         let vocabulary = manifest.vocabulary.iter().map(|word| word.to_lowercase()).collect();
-        Ok(Self { inner, max_tokens: config.max_tokens, vocabulary })
+        let mut tokenizer = Self { inner, max_tokens: config.max_tokens, vocabulary, negative: None };
+        if manifest.sampler.guidance != 1.0 {
+            // The visitor did not write it, so it is the model's fault if it cannot be used.
+            let text = &manifest.sampler.negative_prompt;
+            let ids = tokenizer.ids(text).ok().filter(|ids| !ids.is_empty());
+            let wrong = || Error::Manifest(format!("sampler.negative_prompt {text:?} has no tokens or too many"));
+            tokenizer.negative = Some(ids.ok_or_else(wrong)?);
+        }
+        Ok(tokenizer)
+    }
+
+    /// Ids of the text that guidance leads away from, where the model is guided.
+    pub fn negative(&self) -> Option<&[u32]> {
+        self.negative.as_deref()
     }
 
     /// Errors: [`Error::EmptyPrompt`], [`Error::PromptTooLong`]. Nothing is ever cut off.
@@ -38,11 +52,10 @@ impl Tokenizer {
         if prompt.is_empty() {
             return Err(Error::EmptyPrompt);
         }
-        Ok(Prompt { ids: self.encode_any(prompt)?, unknown_words: self.unknown_words(prompt) })
+        Ok(Prompt { ids: self.ids(prompt)?, unknown_words: self.unknown_words(prompt) })
     }
 
-    /// Ids of a text that may be empty, as the one that guidance leads away from is.
-    pub fn encode_any(&self, text: &str) -> Result<Vec<u32>> {
+    fn ids(&self, text: &str) -> Result<Vec<u32>> {
         let encoding = self.inner.encode(text, true).map_err(|e| Error::Tokenizer(format!("{e}")))?;
         let ids = encoding.get_ids().to_vec();
         if ids.len() > self.max_tokens {
