@@ -191,7 +191,7 @@ export class KinoraVideo extends HTMLElement {
 	}
 
 	/** The frame around the picture takes the clip's proportions before there is a clip, so that nothing jumps. */
-	#shape({ width, height }: Partial<ClipSize>): void {
+	#shape({ width, height }: Partial<Pick<ClipSize, 'width' | 'height'>>): void {
 		if (width && height) {
 			this.style.setProperty('--kinora-ratio', `${width} / ${height}`);
 		} else {
