@@ -1,0 +1,29 @@
+//! `kinora models`
+
+use clap::Args;
+use kinora::pack::registry::registry;
+
+use crate::files::print;
+
+/// List the public checkpoints that are known, with repository, file, licence and sampler
+///
+/// Nothing is downloaded: docs/BRING_YOUR_OWN_WEIGHTS.md says how to fetch the files and what to do with them.
+/// "engine: not yet" marks samplers whose step table is known and which this version of the engine cannot drive.
+#[derive(Args)]
+pub struct Models {
+    /// Print the whole list as JSON, with step tables and configurations
+    #[arg(long)]
+    json: bool,
+}
+
+impl Models {
+    pub fn run(self) -> anyhow::Result<()> {
+        let registry = registry()?;
+        if self.json {
+            print(serde_json::to_string_pretty(registry)?)
+        } else {
+            print(registry)
+        }
+        Ok(())
+    }
+}
