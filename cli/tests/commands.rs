@@ -269,6 +269,13 @@ fn the_published_shapes_are_accepted_and_measured_without_reading_a_value() {
     let missing = kinora(&arguments[..3]);
     let usage = String::from_utf8_lossy(&missing.stderr).into_owned();
     assert!(missing.status.code() == Some(2) && usage.contains("--transformer"), "{usage}");
+    // The token table in f32 is more than one tensor may have: said before anything is written.
+    arguments[14] = "f32";
+    arguments.pop();
+    fail(&arguments, "text_encoder.shared.weight");
+    assert!(!paths[4].exists());
+    arguments[14] = "q4";
+    arguments.push("--dry-run");
     arguments[12] = "ddim";
     fail(&arguments, "fastwan-3, self-forcing-4");
     arguments[12] = "fastwan-3";

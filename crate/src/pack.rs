@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use crate::error::{Error, Result};
 use crate::model::layout::{self, Expected, Role};
 use crate::model::manifest::{
-    DType, MAX_SHARD_BYTES, Manifest, SCHEMA_VERSION, TENSOR_ALIGNMENT, TensorInfo, TensorPart,
+    AutoencoderConfig, DType, MAX_SHARD_BYTES, Manifest, SCHEMA_VERSION, TENSOR_ALIGNMENT, TensorInfo, TensorPart,
 };
 use crate::model::shards::{named, sha256_hex};
 use crate::model::{quant, validate};
@@ -194,8 +194,8 @@ fn by_role(format: DType, role: Role, divides: bool) -> DType {
 }
 
 /// Lays the tensors out in order, each in the format that `format` says for it, given whether the group divides its
-/// last axis. One that does not fit into the rest of a shard begins a new one; only one that is longer than a whole
-/// shard is split.
+/// last axis. One that does not fit into the rest of a shard begins a new one. Only one that is longer than a whole
+/// shard is split, and as it is split anyway, it begins where the one before it ends.
 fn plan(
     expected: &[Expected],
     group: usize,
@@ -216,8 +216,8 @@ fn plan(
             let shard = shards.len() - 1;
             let offset = shards[shard].next_multiple_of(TENSOR_ALIGNMENT);
             let room = shard_bytes.saturating_sub(offset);
-            let continues = !parts.is_empty();
-            if room == 0 || (offset > 0 && !continues && room < rest) {
+            let whole = parts.is_empty() && rest <= shard_bytes;
+            if room == 0 || (offset > 0 && whole && room < rest) {
                 shards.push(0);
                 continue;
             }
@@ -300,19 +300,34 @@ fn fill_requirements(model: &mut Value) -> Result<()> {
 
 /// Bytes of the largest single intermediate result, as f32, of the largest offered clip.
 fn largest_activation(manifest: &Manifest) -> u64 {
-    let (auto, wan) = (&manifest.autoencoder, &manifest.transformer);
-    let widest = auto.encoder_channels.iter().chain(&auto.decoder_channels).copied().max().unwrap_or(0) as u64;
+    let wan = &manifest.transformer;
     let bytes = manifest.sizes().map(|size| {
         let [_, frames, height, width] = manifest.latent_shape(size.width, size.height, size.frames);
         let tokens = (frames * (height / wan.patch_size[1]) * (width / wan.patch_size[2])) as u64;
         let denoiser = tokens * (wan.ffn_dim.max(6 * wan.inner_dim())) as u64;
-        // The autoencoder works on one latent frame at a time, at most at the full size over its patch, and its
-        // blocks see the frame before as well.
-        let area = u64::from(size.width) * u64::from(size.height) / (auto.patch_size * auto.patch_size) as u64;
-        let decoder = 2 * widest * area * auto.time_compression() as u64;
-        4 * denoiser.max(decoder)
+        4 * denoiser.max(largest_in_autoencoder(&manifest.autoencoder, (height * width) as u64))
     });
     bytes.max().unwrap_or(0)
+}
+
+/// Values of the autoencoder's largest intermediate result. It works on one frame at a time; `area` is that of a
+/// latent frame.
+fn largest_in_autoencoder(auto: &AutoencoderConfig, area: u64) -> u64 {
+    let (mut largest, mut area) = (0, area);
+    for stage in 0..3 {
+        let width = auto.decoder_channels[stage] as u64;
+        // The blocks see the frame before as well, and growing makes the channels of two frames.
+        largest = largest.max(2 * width * area);
+        area *= if auto.decoder_space_upscale[stage] { 4 } else { 1 };
+        largest = largest.max(width.max(auto.decoder_channels[stage + 1] as u64) * area);
+    }
+    for stage in 0..3 {
+        let frames = if auto.encoder_time_downscale[stage] { 2 } else { 1 };
+        largest = largest.max(frames * auto.encoder_channels[stage] as u64 * area);
+        area /= 4;
+        largest = largest.max(2 * auto.encoder_channels[stage + 1] as u64 * area);
+    }
+    largest
 }
 
 fn cannot(what: &str, path: &Path, error: &std::io::Error) -> Error {

@@ -180,6 +180,14 @@ fn every_format_gives_back_what_was_written() {
 }
 
 #[test]
+fn more_axes_than_ggml_has_come_from_the_metadata() {
+    let tensor = stored(Kind::F32, &[2, 3, 1, 2, 2], &numbers(24));
+    let source = open(writers::gguf(&File::from([("patch".into(), tensor)]), 3)).unwrap();
+    assert_eq!(source.entry("patch").unwrap().shape, [2, 3, 1, 2, 2]);
+    assert_eq!(values(&source, "patch"), numbers(24));
+}
+
+#[test]
 fn a_file_that_is_cut_short_is_an_error_at_every_length() {
     for (format, bytes) in formats() {
         for length in 0..bytes.len() {

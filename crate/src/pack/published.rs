@@ -88,6 +88,8 @@ impl Job {
         Tokenizer::parse(text, &config)?;
         let expected = layout::expected(&config);
         let plan = plan_by_class(&expected, options)?;
+        // A tensor that the format has no room for has to be known now, not when everything is written.
+        Manifest::parse(&manifest(&mut model.clone(), &plan, &planned_shards(&config.name, &plan))?)?;
         let mut sources = Sources { transformer, text_encoder, autoencoder };
         let origins = names::assign(&expected, &mut sources)?;
         Ok(Self { model, config, plan, origins, sources, loras, expected, tokenizer_json })

@@ -31,7 +31,7 @@ def main() -> None:
         {
             "generator": module.state_dict(),
             "generator_ema": weights,
-            "step": 700,
+            "step": torch.tensor(700),
             "lr": 2e-6,
             "config": {"name": "a", "list": [1, 2, None, True]},
         },

@@ -97,7 +97,14 @@ pub fn gguf(file: &File, version: u32) -> Vec<u8> {
     let mut out = b"GGUF".to_vec();
     out.extend(version.to_le_bytes());
     out.extend((file.len() as u64).to_le_bytes());
-    out.extend(3u64.to_le_bytes());
+    let deep: Vec<_> = file.iter().filter(|(_, tensor)| tensor.shape.len() > 4).collect();
+    out.extend((3 + deep.len() as u64).to_le_bytes());
+    // ggml has four axes; ComfyUI-GGUF keeps the shape of what has more as metadata.
+    for (name, tensor) in &deep {
+        out.extend([text(&format!("comfy.gguf.orig_shape.{name}")), 9u32.to_le_bytes().to_vec()].concat());
+        out.extend([5u32.to_le_bytes().to_vec(), (tensor.shape.len() as u64).to_le_bytes().to_vec()].concat());
+        tensor.shape.iter().for_each(|&dim| out.extend((dim as i32).to_le_bytes()));
+    }
     // A text, a list of texts as a vocabulary is, and the alignment.
     out.extend([text("general.architecture"), 8u32.to_le_bytes().to_vec(), text("t5encoder")].concat());
     out.extend([text("tokenizer.ggml.tokens"), 9u32.to_le_bytes().to_vec(), 8u32.to_le_bytes().to_vec()].concat());
@@ -107,8 +114,10 @@ pub fn gguf(file: &File, version: u32) -> Vec<u8> {
     for (name, tensor) in file {
         data.resize(data.len().next_multiple_of(64), 0);
         out.extend(text(name));
-        out.extend((tensor.shape.len() as u32).to_le_bytes());
-        tensor.shape.iter().rev().for_each(|&dim| out.extend((dim as u64).to_le_bytes()));
+        let flat = [tensor.shape[0], tensor.shape[1..].iter().product()];
+        let shape = if tensor.shape.len() > 4 { &flat[..] } else { &tensor.shape };
+        out.extend((shape.len() as u32).to_le_bytes());
+        shape.iter().rev().for_each(|&dim| out.extend((dim as u64).to_le_bytes()));
         let kind: u32 = match tensor.kind {
             Kind::F32 => 0,
             Kind::F16 => 1,

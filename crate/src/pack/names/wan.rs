@@ -51,8 +51,12 @@ const FASTVIDEO: [(&str, &str); 10] = [
 
 /// What a name stands for. Ours are not checked here: the list of expected tensors has the say.
 pub(super) fn meaning(name: &str) -> Meaning {
-    // Tables that are computed, and what NVIDIA's layers save besides weights.
-    if name == "freqs" || name.ends_with("_extra_state") {
+    // Tables that are computed, what NVIDIA's layers save besides weights, and rCM's counters of the training.
+    if name == "freqs" || name.ends_with("_extra_state") || name.starts_with("accum_") {
+        return Meaning::Unused;
+    }
+    // FastVideo's gate of its sparse attention; with dense attention there is nothing to gate.
+    if name.contains(".to_gate_compress.") {
         return Meaning::Unused;
     }
     match name {
@@ -129,7 +133,9 @@ mod tests {
         ] {
             assert_eq!(meaning(theirs), Meaning::Ours(ours.into()), "{theirs}");
         }
-        assert_eq!(meaning("freqs"), Meaning::Unused);
+        for unused in ["freqs", "accum_video_sample_counter", "blocks.0.attn1.to_gate_compress.weight"] {
+            assert_eq!(meaning(unused), Meaning::Unused, "{unused}");
+        }
         assert_eq!(meaning("head.weight"), Meaning::Unknown);
     }
 

@@ -91,6 +91,10 @@ fn the_family_has_the_published_numbers_of_parameters_and_bytes() {
     assert!((3.6..3.8).contains(&gigabytes(&q4, Part::TextEncoder)), "{}", gigabytes(&q4, Part::TextEncoder));
     let f16 = sizes(DType::F16);
     assert!((2.83..2.85).contains(&gigabytes(&f16, Part::Transformer)));
+    // What a device must offer follows from the modulation of 416x240x49: 13 * 15 * 26 tokens of 6 * 1536 values.
+    assert_eq!(q4.requires.max_buffer_size, (4u64 * 13 * 15 * 26 * 6 * 1536).next_multiple_of(1 << 20));
+    // A tensor that fits into a shard is not split, which takes more shards than the bytes alone would.
+    assert!(q4.shards.len() as u64 <= q4.total_bytes.div_ceil(16 << 20) * 130 / 100, "{}", q4.shards.len());
     assert!(q4.shards.iter().all(|shard| shard.bytes <= 16 << 20));
     let text = registry.to_string();
     assert!(text.contains("self_forcing_dmd.pt") && text.contains("fastwan-3"), "{text}");

@@ -8,6 +8,7 @@ mod bytes;
 mod encoding;
 mod ggml;
 mod gguf;
+mod machine;
 mod mlx;
 mod open;
 mod pickle;

@@ -112,12 +112,15 @@ fn state_dict<'p>(pickle: &'p Pickle<'_>, key: Option<&str>) -> Result<(&'p [(Id
                     return wrong(format!("it has no dictionary {key:?}, only [{}]", names.join(", ")));
                 }
             },
-            None if has_tensors => return Ok((entries, path)),
-            None => CONTAINERS
-                .iter()
-                .find_map(|key| dicts.iter().find(|(name, _)| name == key))
-                .or(if dicts.len() == 1 { dicts.first() } else { None })
-                .copied(),
+            None => {
+                let known = CONTAINERS.iter().find_map(|key| dicts.iter().find(|(name, _)| name == key));
+                match known {
+                    // A counter may lie beside the weights as a tensor of its own, so known names come first.
+                    Some(&found) => Some(found),
+                    None if has_tensors => return Ok((entries, path)),
+                    None => dicts.first().filter(|_| dicts.len() == 1).copied(),
+                }
+            }
         };
         let Some((key, value)) = next else {
             let names: Vec<&str> = dicts.iter().take(16).map(|(name, _)| *name).collect();
