@@ -5,7 +5,7 @@ use kinora::pack::registry::registry;
 
 use crate::files::print;
 
-/// List the public checkpoints that are known, with repository, file, licence and sampler
+/// List the public checkpoints that are known, with repository, file, licence, sampler and sizes
 ///
 /// Nothing is downloaded: docs/BRING_YOUR_OWN_WEIGHTS.md says how to fetch the files and what to do with them.
 /// "engine: not yet" marks samplers whose step table is known and which this version of the engine cannot drive.
@@ -19,10 +19,14 @@ pub struct Models {
 impl Models {
     pub fn run(self) -> anyhow::Result<()> {
         let registry = registry()?;
+        let sizes = registry.sizes()?;
         if self.json {
-            print(serde_json::to_string_pretty(registry)?)
+            let mut all = serde_json::to_value(registry)?;
+            all["sizes"] = serde_json::to_value(&sizes)?;
+            print(serde_json::to_string_pretty(&all)?);
         } else {
-            print(registry)
+            let rows: Vec<String> = sizes.iter().map(ToString::to_string).collect();
+            print(format!("{registry}\nPacked:\n  {}", rows.join("\n  ")));
         }
         Ok(())
     }

@@ -28,7 +28,7 @@ impl Bar {
         let first = *self.first.get_or_insert(done);
         let text = line(done, total, first, self.started.elapsed());
         if !self.terminal {
-            let tenth = if total > 0 { 10 * done / total } else { 10 };
+            let tenth = (10 * done).checked_div(total).unwrap_or(10);
             if tenth > self.tenth {
                 self.tenth = tenth;
                 eprintln!("{text}");

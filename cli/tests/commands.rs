@@ -287,8 +287,11 @@ fn the_published_shapes_are_accepted_and_measured_without_reading_a_value() {
 #[test]
 fn the_known_models_are_listed() {
     let table = succeed(&["models"]);
-    assert!(table.contains("checkpoints/self_forcing_dmd.pt") && table.contains("fastwan-3"), "{table}");
+    for part in ["checkpoints/self_forcing_dmd.pt", "fastwan-3", "as q4: denoiser 801 MiB"] {
+        assert!(table.contains(part), "{part}: {table}");
+    }
     let json: serde_json::Value = serde_json::from_str(&succeed(&["models", "--json"])).expect("JSON");
     assert_eq!(json["families"][0]["transformer"]["num_layers"], 30);
+    assert_eq!(json["sizes"].as_array().map(Vec::len), Some(3));
     assert!(json["checkpoints"].as_array().is_some_and(|list| list.len() > 5));
 }

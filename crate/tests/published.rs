@@ -15,7 +15,7 @@ use kinora::pack::source::Source;
 use kinora::pack::{PackOptions, Published, estimate_published, pack_published, read_manifest, verify};
 use parts::{file, open, options, pack, packed_values, part, plain, published, unpacked};
 use toy::{Folder, files};
-use writers::{File, Kind, fastvideo_name, rounded, stored, umt5_name, wan_name};
+use writers::{Affine, File, Kind, fastvideo_name, rounded, stored, umt5_name, wan_name};
 
 /// Every value of the toy model, as a file of `kind` gives it back, for the parts whose names begin so.
 fn expect(found: &BTreeMap<String, Vec<f32>>, prefix: &str, kind: impl Fn(&str, &[usize]) -> Kind) {
@@ -90,7 +90,8 @@ fn mlx_weights_are_scaled_back() {
         let q: Vec<u32> = (0..rows * columns).map(|index| (index * 7 % (1 << bits)) as u32).collect();
         let scales: Vec<f32> = (0..rows * groups).map(|index| 0.25 + index as f32 / 64.0).collect();
         let biases: Vec<f32> = (0..rows * groups).map(|index| index as f32 / 8.0 - 2.0).collect();
-        writers::mlx(&mut file, &stem, fastvideo, bits, &q, rows, &scales, &biases);
+        let matrix = Affine { bits, rows, q: &q, scales: &scales, biases: &biases };
+        writers::mlx(&mut file, &stem, fastvideo, &matrix);
         let transformer = open(writers::safetensors(&file));
         let found = packed_values(Published { transformer, ..published() });
         for (index, value) in found[&format!("transformer.{ours}.weight")].iter().enumerate() {
@@ -103,7 +104,8 @@ fn mlx_weights_are_scaled_back() {
 #[test]
 fn changed_mlx_files_are_an_error_or_other_numbers_and_never_a_panic() {
     let mut file = plain(&part("transformer."));
-    writers::mlx(&mut file, "blocks.0.attn1.to_q", false, 8, &[7; 1024], 32, &[0.5; 32], &[-1.0; 32]);
+    let matrix = Affine { bits: 8, rows: 32, q: &[7; 1024], scales: &[0.5; 32], biases: &[-1.0; 32] };
+    writers::mlx(&mut file, "blocks.0.attn1.to_q", false, &matrix);
     let good = writers::safetensors(&file);
     let header = 8 + u64::from_le_bytes(good[..8].try_into().unwrap()) as usize;
     // Digits of the shapes and offsets of the three tensors, all within this stretch of the header.
@@ -220,9 +222,8 @@ fn wrong_numbers_are_refused_by_name_and_leave_nothing() {
     };
     let mut nan = part("transformer.")[name].1.clone();
     nan[5] = f32::NAN;
-    let nan_scale = |file: &mut File| {
-        writers::mlx(file, "blocks.1.attn1.to_k", false, 8, &[1; 1024], 32, &[f32::NAN; 32], &[0.0; 32])
-    };
+    let matrix = Affine { bits: 8, rows: 32, q: &[1; 1024], scales: &[f32::NAN; 32], biases: &[0.0; 32] };
+    let nan_scale = |file: &mut File| writers::mlx(file, "blocks.1.attn1.to_k", false, &matrix);
     let integers = with(&|file| drop(file.insert(name.into(), stored(Kind::I64, &[32, 32], &[1.0; 1024]))));
     let three_bits = with(&|file| {
         let words = writers::Stored { kind: Kind::Raw(32), shape: vec![32, 3], bytes: vec![0; 384] };

@@ -201,17 +201,18 @@ pub fn zip(entries: &[(String, Vec<u8>)]) -> Vec<u8> {
     out
 }
 
-/// MLX's three tensors for a matrix of `bits`-bit values `q`, under the names of MLX or of FastVideo.
-pub fn mlx(
-    file: &mut File,
-    stem: &str,
-    fastvideo: bool,
-    bits: usize,
-    q: &[u32],
-    rows: usize,
-    scales: &[f32],
-    biases: &[f32],
-) {
+/// A matrix in MLX's affine quantization: `q` of `bits` bits each, a scale and a bias for each group.
+pub struct Affine<'a> {
+    pub bits: usize,
+    pub rows: usize,
+    pub q: &'a [u32],
+    pub scales: &'a [f32],
+    pub biases: &'a [f32],
+}
+
+/// MLX's three tensors for a matrix, under the names of MLX or of FastVideo.
+pub fn mlx(file: &mut File, stem: &str, fastvideo: bool, matrix: &Affine<'_>) {
+    let Affine { bits, rows, q, scales, biases } = *matrix;
     let per_word = 32 / bits;
     let words = q.chunks(per_word).map(|chunk| chunk.iter().rev().fold(0u32, |word, &q| (word << bits) | q));
     let bytes: Vec<u8> = words.flat_map(u32::to_le_bytes).collect();

@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 
 use super::{PackOptions, Summary, TOKENIZER_FILE};
 use crate::error::{Error, Result};
-use crate::model::manifest::INTERFACE;
+use crate::model::layout::Part;
+use crate::model::manifest::{DType, INTERFACE};
 
 mod table;
 
@@ -154,7 +155,8 @@ pub struct Checkpoint {
 }
 
 impl Sampler {
-    /// Whether this version's engine samples exactly so. It starts from plain noise, sees all frames at once and knows
+    /// Whether this version's engine samples so, to within a quarter of a timestep (it tells the denoiser 1000 times
+    /// sigma, and FastWan's 757 belongs to sigma 0.75676). It starts from plain noise, sees all frames at once and knows
     /// neither guidance nor multi-step solvers.
     pub fn runs_here(&self) -> bool {
         self.kind == SamplerKind::Bidirectional && self.initial_scale.is_none() && self.step != "unipc"
@@ -177,7 +179,50 @@ pub fn registry() -> Result<&'static Registry> {
     REGISTRY.as_ref().map_err(|reason| Error::Internal(format!("the list of models cannot be read, {reason}")))
 }
 
+/// What a family's model takes up in one format, in bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PackedSizes {
+    /// Which family.
+    pub family: String,
+    /// Format of the matrices in the blocks.
+    pub format: DType,
+    /// The denoiser.
+    pub transformer: u64,
+    /// The text encoder, its token table included.
+    pub text_encoder: u64,
+    /// Decoder and encoder.
+    pub autoencoder: u64,
+    /// Number of shards.
+    pub shards: usize,
+}
+
 impl Registry {
+    /// What every family takes up in the formats that a browser can be given.
+    ///
+    /// # Errors
+    /// [`Error::Manifest`] when a configuration is wrong; a test checks all.
+    pub fn sizes(&self) -> Result<Vec<PackedSizes>> {
+        let mut rows = Vec::new();
+        let Some(sampler) = self.samplers.first() else { return Ok(rows) };
+        for family in &self.families {
+            for format in [DType::Q4, DType::Q8, DType::F16] {
+                let summary = family.sizes(sampler, &PackOptions { format, ..PackOptions::default() })?;
+                let bytes = |parts: &[Part]| {
+                    summary.parts.iter().filter(|row| parts.contains(&row.part)).map(|row| row.bytes).sum()
+                };
+                rows.push(PackedSizes {
+                    family: family.id.clone(),
+                    format,
+                    transformer: bytes(&[Part::Transformer]),
+                    text_encoder: bytes(&[Part::TextEncoder]),
+                    autoencoder: bytes(&[Part::Decoder, Part::Encoder]),
+                    shards: summary.shards.len(),
+                });
+            }
+        }
+        Ok(rows)
+    }
+
     /// A family by its name.
     ///
     /// # Errors

@@ -2,7 +2,16 @@
 
 use std::fmt;
 
-use super::{Registry, Sampler, SamplerKind};
+use super::{PackedSizes, Registry, Sampler, SamplerKind};
+
+impl fmt::Display for PackedSizes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mebibytes = |bytes: u64| format!("{:.0} MiB", bytes as f64 / 1_048_576.0);
+        let Self { family, format, transformer, text_encoder, autoencoder, shards } = self;
+        let [denoiser, text, auto] = [*transformer, *text_encoder, *autoencoder].map(mebibytes);
+        write!(f, "{family} as {format}: denoiser {denoiser}, text encoder {text}, autoencoder {auto}, {shards} shards")
+    }
+}
 
 impl fmt::Display for SamplerKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -33,6 +42,9 @@ impl fmt::Display for Registry {
             writeln!(f, "{:<24}{:<24}{sampler:<26}{place}", row.id, row.license)?;
             if let Some(lora) = &row.lora {
                 writeln!(f, "{:<74}--lora {lora}", "")?;
+            }
+            if let Some(revision) = &row.revision {
+                writeln!(f, "{:<74}revision {revision}", "")?;
             }
             if !row.note.is_empty() {
                 writeln!(f, "{:<74}{}", "", row.note)?;

@@ -1,8 +1,6 @@
 //! The data of the registry against formulas and against the sizes that the papers give.
 
 use super::*;
-use crate::model::layout::Part;
-use crate::model::manifest::DType;
 
 /// `k s / (1 + (k - 1) s)`
 fn shifted(sigma: f64, shift: f64) -> f64 {
@@ -96,6 +94,11 @@ fn the_family_has_the_published_numbers_of_parameters_and_bytes() {
     // A tensor that fits into a shard is not split, which takes more shards than the bytes alone would.
     assert!(q4.shards.len() as u64 <= q4.total_bytes.div_ceil(16 << 20) * 130 / 100, "{}", q4.shards.len());
     assert!(q4.shards.iter().all(|shard| shard.bytes <= 16 << 20));
+    let rows = registry.sizes().unwrap();
+    assert_eq!(rows.len(), 3 * registry.families.len());
+    assert_eq!((rows[0].transformer, rows[0].shards), (part(&q4, Part::Transformer).bytes, q4.shards.len()));
+    assert_eq!(rows[2].transformer, part(&f16, Part::Transformer).bytes);
+    assert!(rows[0].to_string().contains("as q4: denoiser 801 MiB"), "{}", rows[0]);
     let text = registry.to_string();
     assert!(text.contains("self_forcing_dmd.pt") && text.contains("fastwan-3"), "{text}");
 }

@@ -66,7 +66,7 @@ fn view(tensor: &Tensor<'_>, start: usize, length: usize, file: usize) -> Option
     }
     let mut last = *offset;
     for (&dim, &stride) in shape.iter().zip(strides) {
-        last = last.checked_add(dim.checked_sub(1).unwrap_or(0).checked_mul(stride)?)?;
+        last = last.checked_add(dim.saturating_sub(1).checked_mul(stride)?)?;
     }
     if values > 0 && last >= room {
         return None;
@@ -89,8 +89,11 @@ fn contiguous(shape: &[usize], strides: &[usize]) -> bool {
     })
 }
 
+/// Keys and values of a dictionary, and the keys of those around it, outermost first.
+type Found<'p> = (&'p [(Id, Id)], Vec<String>);
+
 /// The dictionary that has tensors, and the keys that lead to it.
-fn state_dict<'p>(pickle: &'p Pickle<'_>, key: Option<&str>) -> Result<(&'p [(Id, Id)], Vec<String>)> {
+fn state_dict<'p>(pickle: &'p Pickle<'_>, key: Option<&str>) -> Result<Found<'p>> {
     let mut id = pickle.root();
     let mut path = Vec::new();
     let mut wanted = key;
