@@ -7,8 +7,11 @@ use clap::{Parser, Subcommand};
 mod files;
 mod generate;
 mod inspect;
+mod models;
 mod output;
 mod pack;
+mod pack_family;
+mod progress;
 mod stage;
 mod verify;
 
@@ -23,6 +26,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Pack(pack::Pack),
+    Models(models::Models),
     Inspect(inspect::Inspect),
     Verify(verify::Verify),
     Generate(generate::Generate),
@@ -32,6 +36,7 @@ enum Command {
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Pack(command) => command.run(),
+        Command::Models(command) => command.run(),
         Command::Inspect(command) => command.run(),
         Command::Verify(command) => command.run(),
         Command::Generate(command) => command.run(),

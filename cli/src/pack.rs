@@ -1,7 +1,7 @@
 //! `kinora pack`
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
@@ -11,10 +11,14 @@ use kinora::pack::{Export, PackOptions, TOKENIZER_FILE, pack};
 use memmap2::Mmap;
 
 use crate::files::{print, read, read_text};
+use crate::pack_family::Family;
 
-/// Turn an export of the training into a model for the browser
+/// Turn an export of the training, or published weights, into a model for the browser
 ///
-/// The input directory has `model.json` (a manifest without schema_version, shards and tensors), `tokenizer.json` and
+/// With --family NAME the parts come from the files that their authors publish; docs/BRING_YOUR_OWN_WEIGHTS.md walks
+/// through it. A run that was interrupted goes on with its finished shards when it is started again.
+///
+/// With --in the input directory has `model.json` (a manifest without schema_version, shards and tensors), `tokenizer.json` and
 /// `weights.safetensors` (f32, f16 or bf16). The output directory gets `manifest.json`, `tokenizer.json` and shards
 /// `<name>-00001-of-0000N.bin`, ordered by first use, each with its SHA-256 in the manifest. Weights are read through
 /// a memory map, one tensor at a time; nothing appears under its name before everything is complete.
@@ -25,8 +29,10 @@ use crate::files::{print, read, read_text};
 #[derive(Args)]
 pub struct Pack {
     /// Directory with the export
-    #[arg(long = "in", value_name = "DIR")]
-    input: PathBuf,
+    #[arg(long = "in", value_name = "DIR", required_unless_present = "family", conflicts_with = "family")]
+    input: Option<PathBuf>,
+    #[command(flatten)]
+    family: Family,
     /// Directory for the packed model; made if it does not exist
     #[arg(long = "out", value_name = "DIR")]
     output: PathBuf,
@@ -60,13 +66,6 @@ enum Format {
 
 impl Pack {
     pub fn run(self) -> Result<()> {
-        let model_json = read_text(&self.input.join("model.json"))?;
-        let tokenizer_json = read(&self.input.join(TOKENIZER_FILE))?;
-        let path = self.input.join("weights.safetensors");
-        let file = File::open(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        // SAFETY: the map is only read. Nobody should change the file meanwhile; no other program is asked to, and
-        // the same holds for every reader of a file this large.
-        let weights = unsafe { Mmap::map(&file) }.with_context(|| format!("cannot map {}", path.display()))?;
         let format = match self.format {
             Format::F32 => DType::F32,
             Format::F16 => DType::F16,
@@ -74,16 +73,30 @@ impl Pack {
             Format::Q4 => DType::Q4,
         };
         let options = PackOptions { format, group: self.group, shard_bytes: self.shard_size << 20 };
-        eprintln!("packing {} of weights as {format}", mebibytes(weights.len() as u64));
-        let export = Export { model_json: &model_json, tokenizer_json: &tokenizer_json, weights: &weights };
-        let packed = pack(&export, &self.output, &options)?;
-        if let Some((name, error)) = &packed.worst {
-            eprintln!("largest relative error of a quantized tensor: {:.2} % ({name})", 100.0 * error);
+        match self.input {
+            Some(input) if !self.family.is_given() => pack_export(&input, &self.output, &options),
+            _ => self.family.run(&self.output, &options),
         }
-        eprintln!("wrote {} to {}", mebibytes(packed.summary.total_bytes), self.output.display());
-        print(packed.summary);
-        Ok(())
     }
+}
+
+fn pack_export(input: &Path, output: &Path, options: &PackOptions) -> Result<()> {
+    let model_json = read_text(&input.join("model.json"))?;
+    let tokenizer_json = read(&input.join(TOKENIZER_FILE))?;
+    let path = input.join("weights.safetensors");
+    let file = File::open(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    // SAFETY: the map is only read. Nobody should change the file meanwhile; no other program is asked to, and
+    // the same holds for every reader of a file this large.
+    let weights = unsafe { Mmap::map(&file) }.with_context(|| format!("cannot map {}", path.display()))?;
+    eprintln!("packing {} of weights as {}", mebibytes(weights.len() as u64), options.format);
+    let export = Export { model_json: &model_json, tokenizer_json: &tokenizer_json, weights: &weights };
+    let packed = pack(&export, output, options)?;
+    if let Some((name, error)) = &packed.worst {
+        eprintln!("largest relative error of a quantized tensor: {:.2} % ({name})", 100.0 * error);
+    }
+    eprintln!("wrote {} to {}", mebibytes(packed.summary.total_bytes), output.display());
+    print(packed.summary);
+    Ok(())
 }
 
 fn mebibytes(bytes: u64) -> String {

@@ -111,3 +111,187 @@ fn mistakes_are_answered_with_one_sentence() {
     );
     let _ = std::fs::remove_dir_all(out);
 }
+
+/// A safetensors file of f16 whose values are a hole: it takes no space, and only its header is read.
+fn hollow(path: &Path, tensors: &[(String, Vec<u64>)]) {
+    let mut header = serde_json::Map::new();
+    let mut offset = 0;
+    for (name, shape) in tensors {
+        let end = offset + 2 * shape.iter().product::<u64>();
+        let entry = serde_json::json!({"dtype": "F16", "shape": shape, "data_offsets": [offset, end]});
+        header.insert(name.clone(), entry);
+        offset = end;
+    }
+    let text = serde_json::Value::Object(header).to_string();
+    let mut bytes = (text.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(text.as_bytes());
+    std::fs::write(path, &bytes).expect("writes");
+    let file = std::fs::OpenOptions::new().write(true).open(path).expect("opens");
+    file.set_len(bytes.len() as u64 + offset).expect("a longer file");
+}
+
+/// Shapes of Wan2.1-T2V-1.3B in its authors' names, from wan/modules/model.py with dim 1536, ffn 8960, 30 layers.
+fn wan_1_3b() -> Vec<(String, Vec<u64>)> {
+    let (dim, ffn, mut list) = (1536, 8960, Vec::new());
+    let mut linear = |name: String, out: u64, input: u64| {
+        list.push((format!("{name}.weight"), vec![out, input]));
+        list.push((format!("{name}.bias"), vec![out]));
+    };
+    for (name, out, input) in [
+        ("text_embedding.0", dim, 4096),
+        ("text_embedding.2", dim, dim),
+        ("time_embedding.0", dim, 256),
+        ("time_embedding.2", dim, dim),
+        ("time_projection.1", 6 * dim, dim),
+        ("head.head", 64, dim),
+    ] {
+        linear(name.into(), out, input);
+    }
+    for block in 0..30 {
+        for attention in ["self_attn", "cross_attn"] {
+            for part in ["q", "k", "v", "o"] {
+                linear(format!("blocks.{block}.{attention}.{part}"), dim, dim);
+            }
+        }
+        linear(format!("blocks.{block}.ffn.0"), ffn, dim);
+        linear(format!("blocks.{block}.ffn.2"), dim, ffn);
+    }
+    for block in 0..30 {
+        for attention in ["self_attn", "cross_attn"] {
+            for part in ["norm_q", "norm_k"] {
+                list.push((format!("blocks.{block}.{attention}.{part}.weight"), vec![dim]));
+            }
+        }
+        list.push((format!("blocks.{block}.norm3.weight"), vec![dim]));
+        list.push((format!("blocks.{block}.norm3.bias"), vec![dim]));
+        list.push((format!("blocks.{block}.modulation"), vec![1, 6, dim]));
+    }
+    list.push(("head.modulation".into(), vec![1, 2, dim]));
+    list.push(("patch_embedding.weight".into(), vec![dim, 16, 1, 2, 2]));
+    list.push(("patch_embedding.bias".into(), vec![dim]));
+    list
+}
+
+/// Shapes of the UMT5-XXL encoder in the names of wan/modules/t5.py: dim 4096, ffn 10240, 64 heads, 24 layers.
+fn umt5_xxl() -> Vec<(String, Vec<u64>)> {
+    let (dim, ffn) = (4096, 10240);
+    let mut list = vec![("token_embedding.weight".into(), vec![256_384, dim]), ("norm.weight".into(), vec![dim])];
+    for block in 0..24 {
+        for (name, shape) in [
+            ("norm1", vec![dim]),
+            ("attn.q", vec![dim, dim]),
+            ("attn.k", vec![dim, dim]),
+            ("attn.v", vec![dim, dim]),
+            ("attn.o", vec![dim, dim]),
+            ("norm2", vec![dim]),
+            ("ffn.gate.0", vec![ffn, dim]),
+            ("ffn.fc1", vec![ffn, dim]),
+            ("ffn.fc2", vec![dim, ffn]),
+            ("pos_embedding.embedding", vec![32, 64]),
+        ] {
+            list.push((format!("blocks.{block}.{name}.weight"), shape));
+        }
+    }
+    list
+}
+
+/// Shapes of taew2_1.pth, from taehv.py.
+fn taew2_1() -> Vec<(String, Vec<u64>)> {
+    let mut list: Vec<(String, Vec<u64>)> = Vec::new();
+    let mut conv = |name: String, out: u64, input: u64, size: u64, bias: bool| {
+        list.push((format!("{name}.weight"), vec![out, input, size, size]));
+        if bias {
+            list.push((format!("{name}.bias"), vec![out]));
+        }
+    };
+    conv("encoder.0".into(), 64, 3, 3, true);
+    for (stage, frames) in [2, 2, 1].into_iter().enumerate() {
+        conv(format!("encoder.{}.conv", 2 + 5 * stage), 64, 64 * frames, 1, false);
+        conv(format!("encoder.{}", 3 + 5 * stage), 64, 64, 3, false);
+    }
+    conv("encoder.17".into(), 16, 64, 3, true);
+    conv("decoder.1".into(), 256, 16, 3, true);
+    for (stage, (width, next, frames)) in [(256, 128, 1), (128, 64, 2), (64, 64, 2)].into_iter().enumerate() {
+        conv(format!("decoder.{}.conv", 7 + 6 * stage), width * frames, width, 1, false);
+        conv(format!("decoder.{}", 8 + 6 * stage), next, width, 3, false);
+    }
+    conv("decoder.22".into(), 3, 64, 3, true);
+    let encoder = [4, 5, 6, 9, 10, 11, 14, 15, 16].map(|index| (format!("encoder.{index}"), 64));
+    let decoder = [(3, 256), (9, 128), (15, 64)]
+        .map(|(first, width)| [0, 1, 2].map(|block| (format!("decoder.{}", first + block), width)));
+    for (block, width) in encoder.into_iter().chain(decoder.into_iter().flatten()) {
+        for (index, input) in [(0, 2 * width), (2, width), (4, width)] {
+            conv(format!("{block}.conv.{index}"), width, input, 3, true);
+        }
+    }
+    list
+}
+
+#[test]
+fn the_published_shapes_are_accepted_and_measured_without_reading_a_value() {
+    let out = folder("family");
+    let file = |name: &str| out.join(name);
+    hollow(&file("wan.safetensors"), &wan_1_3b());
+    hollow(&file("umt5.safetensors"), &umt5_xxl());
+    hollow(&file("taew2_1.safetensors"), &taew2_1());
+    let packed = out.join("packed");
+    let tokenizer = goldens().join("tiny/tokenizer.json");
+    let paths = [file("wan.safetensors"), file("umt5.safetensors"), file("taew2_1.safetensors"), tokenizer, packed];
+    let [wan, umt5, tae, tokenizer, packed] = paths.each_ref().map(|path| text(path));
+    let mut arguments = vec![
+        "pack",
+        "--family",
+        "wan2.1-t2v-1.3b",
+        "--transformer",
+        wan,
+        "--text-encoder",
+        umt5,
+        "--autoencoder",
+        tae,
+        "--tokenizer",
+        tokenizer,
+        "--sampler",
+        "fastwan-3",
+        "--format",
+        "q4",
+        "--out",
+        packed,
+        "--dry-run",
+    ];
+    let report = succeed(&arguments);
+    // models.md: 1.419 B and 5.681 B parameters.
+    for part in ["1418996800", "5680910336", "wan2.1-t2v-1.3b-fastwan-3-q4"] {
+        assert!(report.contains(part), "{part}: {report}");
+    }
+    assert!(!paths[4].exists(), "a dry run writes nothing");
+
+    fail(&[&arguments[..], &["--lora", umt5]].concat(), "matches no weight");
+    let missing = kinora(&arguments[..3]);
+    let usage = String::from_utf8_lossy(&missing.stderr).into_owned();
+    assert!(missing.status.code() == Some(2) && usage.contains("--transformer"), "{usage}");
+    // The token table in f32 is more than one tensor may have: said before anything is written.
+    arguments[14] = "f32";
+    arguments.pop();
+    fail(&arguments, "text_encoder.shared.weight");
+    assert!(!paths[4].exists());
+    arguments[14] = "q4";
+    arguments.push("--dry-run");
+    arguments[12] = "ddim";
+    fail(&arguments, "fastwan-3, self-forcing-4");
+    arguments[12] = "fastwan-3";
+    arguments[4] = umt5;
+    fail(&arguments, "token_embedding.weight");
+    let _ = std::fs::remove_dir_all(out);
+}
+
+#[test]
+fn the_known_models_are_listed() {
+    let table = succeed(&["models"]);
+    for part in ["checkpoints/self_forcing_dmd.pt", "fastwan-3", "as q4: denoiser 801 MiB"] {
+        assert!(table.contains(part), "{part}: {table}");
+    }
+    let json: serde_json::Value = serde_json::from_str(&succeed(&["models", "--json"])).expect("JSON");
+    assert_eq!(json["families"][0]["transformer"]["num_layers"], 30);
+    assert_eq!(json["sizes"].as_array().map(Vec::len), Some(3));
+    assert!(json["checkpoints"].as_array().is_some_and(|list| list.len() > 5));
+}

@@ -25,6 +25,10 @@ pub enum Error {
     #[error("A tensor of the model cannot be used: {0}. Pack or fetch the model again.")]
     Tensor(String),
 
+    /// A weight file that is to be packed (safetensors, PyTorch, GGUF, MLX) is damaged or of a kind that is not read.
+    #[error("A weight file cannot be used: {0}. Download the file again, or give it in another published format.")]
+    WeightFile(String),
+
     /// The tokenizer file cannot be read or does not fit the text encoder.
     #[error("The model's tokenizer cannot be used: {0}. Get the tokenizer file that belongs to the manifest.")]
     Tokenizer(String),
@@ -99,6 +103,7 @@ impl Error {
             Self::Manifest(_) => "manifest",
             Self::Integrity(_) => "integrity",
             Self::Tensor(_) => "tensor",
+            Self::WeightFile(_) => "weight-file",
             Self::Tokenizer(_) => "tokenizer",
             Self::EmptyPrompt => "empty-prompt",
             Self::PromptTooLong { .. } => "prompt-too-long",

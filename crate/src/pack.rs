@@ -4,10 +4,13 @@
 //! `weights.safetensors`. Packing orders the tensors by first use, brings each into its format and cuts the result
 //! into shards. One tensor is in memory at a time, so a model may be larger than the memory. The files appear under
 //! their names only when all of them are complete.
+//!
+//! [`pack_published`] does the same from the files that others publish: [`source`] reads their formats, `names` finds
+//! out which tensor is which, [`Lora`]s are merged on the way, and an interrupted run can go on where it was.
+//! [`registry`] knows the public checkpoints.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
@@ -16,16 +19,26 @@ use serde_json::{Value, json};
 use crate::error::{Error, Result};
 use crate::model::layout::{self, Expected, Role};
 use crate::model::manifest::{
-    DType, MAX_SHARD_BYTES, Manifest, SCHEMA_VERSION, TENSOR_ALIGNMENT, TensorInfo, TensorPart,
+    AutoencoderConfig, DType, MAX_SHARD_BYTES, Manifest, SCHEMA_VERSION, TENSOR_ALIGNMENT, TensorInfo, TensorPart,
 };
 use crate::model::shards::{named, sha256_hex};
 use crate::model::{quant, validate};
 
+mod convert;
+mod lora;
+mod names;
+mod published;
+pub mod registry;
 mod report;
+pub mod source;
+mod staging;
 mod writer;
 
+pub use lora::Lora;
+pub use published::{PackedPublished, Progress, Published, estimate_published, pack_published};
 pub use report::{FileCheck, FormatTotals, PartTotals, ShardTotals, Summary, Verification};
 pub use report::{inspect, read_file, read_manifest, verify};
+use staging::Staging;
 use writer::ShardWriter;
 
 /// The manifest's file name.
@@ -84,14 +97,7 @@ pub struct Packed {
 /// files that cannot be written. After an error `out` has no new files.
 pub fn pack(export: &Export<'_>, out: &Path, options: &PackOptions) -> Result<Packed> {
     let PackOptions { format, group, shard_bytes } = *options;
-    if !quant::GROUPS.contains(&group) {
-        return Err(Error::InvalidRequest(format!("the group is {group} and must be 32 or 64")));
-    }
-    if !(TENSOR_ALIGNMENT..=MAX_SHARD_BYTES).contains(&shard_bytes) || !shard_bytes.is_multiple_of(TENSOR_ALIGNMENT) {
-        return Err(Error::InvalidRequest(format!(
-            "shards of {shard_bytes} bytes are not possible, take a multiple of {TENSOR_ALIGNMENT} up to {MAX_SHARD_BYTES}"
-        )));
-    }
+    check_options(options)?;
     let mut model = read_model(export)?;
     let config = typed(&model)?;
     validate::config(&config)?;
@@ -101,7 +107,7 @@ pub fn pack(export: &Export<'_>, out: &Path, options: &PackOptions) -> Result<Pa
     let views: BTreeMap<String, TensorView<'_>> = weights.tensors().into_iter().collect();
     layout::compare(&expected, &views.iter().map(|(name, view)| (name.as_str(), view.shape())).collect())?;
 
-    let plan = plan(&expected, format, group, shard_bytes)?;
+    let plan = plan(&expected, group, shard_bytes, |tensor, divides| by_role(format, tensor.role, divides))?;
     let staging = Staging::new(out)?;
     let mut writer = ShardWriter::new(&staging.path, &config.name, plan.shards);
     let mut worst: Option<(String, f64)> = None;
@@ -124,6 +130,19 @@ pub fn pack(export: &Export<'_>, out: &Path, options: &PackOptions) -> Result<Pa
     staging.write(MANIFEST_FILE, text.as_bytes())?;
     staging.publish(out, &manifest)?;
     Ok(Packed { summary: Summary::of(&manifest), worst })
+}
+
+fn check_options(options: &PackOptions) -> Result<()> {
+    let PackOptions { group, shard_bytes, .. } = *options;
+    if !quant::GROUPS.contains(&group) {
+        return Err(Error::InvalidRequest(format!("the group is {group} and must be 32 or 64")));
+    }
+    if !(TENSOR_ALIGNMENT..=MAX_SHARD_BYTES).contains(&shard_bytes) || !shard_bytes.is_multiple_of(TENSOR_ALIGNMENT) {
+        return Err(Error::InvalidRequest(format!(
+            "shards of {shard_bytes} bytes are not possible, take a multiple of {TENSOR_ALIGNMENT} up to {MAX_SHARD_BYTES}"
+        )));
+    }
+    Ok(())
 }
 
 /// `model.json` with what the tokenizer file adds. Fields that this version does not know are kept.
@@ -164,19 +183,30 @@ struct Plan {
     shards: Vec<u64>,
 }
 
-/// Lays the tensors out in order. One that does not fit into the rest of a shard begins a new one; only one that is
-/// longer than a whole shard is split.
-fn plan(expected: &[Expected], format: DType, group: usize, shard_bytes: u64) -> Result<Plan> {
+/// The format a tensor is stored in, by what it is for; `divides` says whether the group divides its last axis.
+fn by_role(format: DType, role: Role, divides: bool) -> DType {
+    match (format, role) {
+        (DType::F32 | DType::F16, _) => format,
+        (_, Role::BlockLinear) if divides => format,
+        (_, Role::BlockLinear | Role::Weight) => DType::F16,
+        (_, Role::Scale) => DType::F32,
+    }
+}
+
+/// Lays the tensors out in order, each in the format that `format` says for it, given whether the group divides its
+/// last axis. One that does not fit into the rest of a shard begins a new one. Only one that is longer than a whole
+/// shard is split, and as it is split anyway, it begins where the one before it ends.
+fn plan(
+    expected: &[Expected],
+    group: usize,
+    shard_bytes: u64,
+    format: impl Fn(&Expected, bool) -> DType,
+) -> Result<Plan> {
     let mut shards = vec![0u64];
     let mut tensors = Vec::with_capacity(expected.len());
-    for Expected { name, shape, role } in expected {
-        let divides = shape.last().is_some_and(|last| last.is_multiple_of(group));
-        let dtype = match (format, role) {
-            (DType::F32 | DType::F16, _) => format,
-            (_, Role::BlockLinear) if divides => format,
-            (_, Role::BlockLinear | Role::Weight) => DType::F16,
-            (_, Role::Scale) => DType::F32,
-        };
+    for tensor in expected {
+        let Expected { name, shape, .. } = tensor;
+        let dtype = format(tensor, shape.last().is_some_and(|last| last.is_multiple_of(group)));
         let group = dtype.quantized().then_some(group);
         let elements = shape.iter().map(|&dim| dim as u64).product();
         let mut rest = quant::stored_bytes(dtype, elements, group)
@@ -186,8 +216,8 @@ fn plan(expected: &[Expected], format: DType, group: usize, shard_bytes: u64) ->
             let shard = shards.len() - 1;
             let offset = shards[shard].next_multiple_of(TENSOR_ALIGNMENT);
             let room = shard_bytes.saturating_sub(offset);
-            let continues = !parts.is_empty();
-            if room == 0 || (offset > 0 && !continues && room < rest) {
+            let whole = parts.is_empty() && rest <= shard_bytes;
+            if room == 0 || (offset > 0 && whole && room < rest) {
                 shards.push(0);
                 continue;
             }
@@ -281,85 +311,34 @@ fn cache_bytes(manifest: &Manifest) -> u64 {
 
 /// Bytes of the largest single intermediate result, as f32, of the largest offered clip.
 fn largest_activation(manifest: &Manifest) -> u64 {
-    let (auto, wan) = (&manifest.autoencoder, &manifest.transformer);
-    let widest = auto.encoder_channels.iter().chain(&auto.decoder_channels).copied().max().unwrap_or(0) as u64;
+    let wan = &manifest.transformer;
     let bytes = manifest.sizes().map(|size| {
         let [_, frames, height, width] = manifest.latent_shape(size.width, size.height, size.frames);
         let tokens = (frames * (height / wan.patch_size[1]) * (width / wan.patch_size[2])) as u64;
         let denoiser = tokens * (wan.ffn_dim.max(6 * wan.inner_dim())) as u64;
-        // The autoencoder works on one latent frame at a time, at most at the full size over its patch, and its
-        // blocks see the frame before as well.
-        let space = auto.space_compression() / auto.patch_size;
-        let area = (height * space * width * space) as u64;
-        let decoder = 2 * widest * area * auto.time_compression() as u64;
-        4 * denoiser.max(decoder)
+        4 * denoiser.max(largest_in_autoencoder(&manifest.autoencoder, (height * width) as u64))
     });
     bytes.max().unwrap_or(0)
 }
 
-/// A folder below the output folder, so that moving its files is a rename. It goes with all it has on any error.
-struct Staging {
-    path: PathBuf,
-}
-
-impl Staging {
-    fn new(out: &Path) -> Result<Self> {
-        let path = out.join(format!(".kinora-pack-{}", std::process::id()));
-        fs::create_dir_all(&path).map_err(|error| cannot("create", &path, &error))?;
-        Ok(Self { path })
+/// Values of the autoencoder's largest intermediate result. It works on one frame at a time; `area` is that of a
+/// latent frame.
+fn largest_in_autoencoder(auto: &AutoencoderConfig, area: u64) -> u64 {
+    let (mut largest, mut area) = (0, area);
+    for stage in 0..3 {
+        let width = auto.decoder_channels[stage] as u64;
+        // The blocks see the frame before as well, and growing makes the channels of two frames.
+        largest = largest.max(2 * width * area);
+        area *= if auto.decoder_space_upscale[stage] { 4 } else { 1 };
+        largest = largest.max(width.max(auto.decoder_channels[stage + 1] as u64) * area);
     }
-
-    fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        let path = self.path.join(name);
-        fs::write(&path, bytes).map_err(|error| cannot("write", &path, &error))
+    for stage in 0..3 {
+        let frames = if auto.encoder_time_downscale[stage] { 2 } else { 1 };
+        largest = largest.max(frames * auto.encoder_channels[stage] as u64 * area);
+        area /= 4;
+        largest = largest.max(2 * auto.encoder_channels[stage + 1] as u64 * area);
     }
-
-    /// Moves everything out. The manifest goes first and comes last: a folder without one is no model, so a reader
-    /// never sees an old manifest with new shards.
-    fn publish(&self, out: &Path, manifest: &Manifest) -> Result<()> {
-        match fs::remove_file(out.join(MANIFEST_FILE)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(cannot("replace", &out.join(MANIFEST_FILE), &error));
-            }
-            _ => {}
-        }
-        remove_old_shards(out, &manifest.name)?;
-        let shards = manifest.shards.iter().map(|shard| shard.path.as_str());
-        let mut moved = Vec::new();
-        for name in shards.chain([TOKENIZER_FILE, MANIFEST_FILE]) {
-            let to = out.join(name);
-            if let Err(error) = fs::rename(self.path.join(name), &to) {
-                moved.iter().for_each(|path| drop(fs::remove_file(path)));
-                return Err(cannot("write", &to, &error));
-            }
-            moved.push(to);
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Staging {
-    fn drop(&mut self) {
-        // Nothing can be done about a failure here, and the error that led here matters more.
-        let _ = fs::remove_dir_all(&self.path);
-    }
-}
-
-/// Removes `<name>-00001-of-00002.bin` and the like; no other file is touched.
-fn remove_old_shards(out: &Path, name: &str) -> Result<()> {
-    let number = |text: &str| text.len() == 5 && text.bytes().all(|byte| byte.is_ascii_digit());
-    let ours = |file: &str| {
-        let rest = file.strip_prefix(name)?.strip_prefix('-')?.strip_suffix(".bin")?;
-        let (index, count) = rest.split_once("-of-")?;
-        (number(index) && number(count)).then_some(())
-    };
-    for entry in fs::read_dir(out).map_err(|error| cannot("read", out, &error))? {
-        let entry = entry.map_err(|error| cannot("read", out, &error))?;
-        if entry.file_name().to_str().and_then(ours).is_some() {
-            fs::remove_file(entry.path()).map_err(|error| cannot("replace", &entry.path(), &error))?;
-        }
-    }
-    Ok(())
+    largest
 }
 
 fn cannot(what: &str, path: &Path, error: &std::io::Error) -> Error {

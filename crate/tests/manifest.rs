@@ -80,7 +80,6 @@ fn hostile() -> Vec<(String, Value, &'static str, &'static str)> {
     }
     add("/sampler/shift", json!(0), "manifest", "shift");
     add("/sampler/step", json!("heun"), "manifest", "unknown variant");
-    add("/sampler/step", json!("unipc"), "manifest", "start below 1");
     add("/sampler/guidance", json!(0), "manifest", "guidance");
     add("/sampler/initial_scale", json!(-1), "manifest", "initial_scale");
     add("/sampler/causal", json!({"chunk_frames": 0, "window_frames": 3}), "manifest", "chunk_frames");

@@ -13,8 +13,9 @@ pub struct UniPc {
     last: Option<(Vec<f32>, usize)>,
 }
 
-/// Logarithm of the ratio of signal to noise.
+/// Logarithm of the ratio of signal to noise. Sigma 1 is moved a millionth down, as the reference does.
 fn lambda(sigma: f64) -> f64 {
+    let sigma = sigma.min(1.0 - 1e-6);
     (1.0 - sigma).ln() - sigma.ln()
 }
 

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 
 use crate::error::{Error, Result};
 use crate::model::manifest::{
-    FileInfo, INTERFACE, MAX_SHARD_BYTES, Manifest, SCHEMA_VERSION, SamplerStep, TENSOR_ALIGNMENT, TensorInfo,
+    FileInfo, INTERFACE, MAX_SHARD_BYTES, Manifest, SCHEMA_VERSION, TENSOR_ALIGNMENT, TensorInfo,
 };
 use crate::model::quant::{GROUPS, stored_bytes};
 
@@ -167,12 +167,7 @@ fn sampler(manifest: &Manifest) -> Result<()> {
         }
         require(sampler.guidance == 1.0, || "sampler.guidance must be 1 in a causal model".into())?;
     }
-    // The solver works with the logarithm of 1 - sigma.
-    let first = sampler.causal.as_ref().and_then(|causal| causal.first_sigmas.as_ref()).map_or(0.0, |first| first[0]);
-    let highest = first.max(sampler.sigmas[0]);
-    require(sampler.step != SamplerStep::Unipc || highest < 1.0, || {
-        format!("sampler.sigmas must start below 1 for unipc and start at {highest}")
-    })
+    Ok(())
 }
 
 fn video(manifest: &Manifest) -> Result<()> {

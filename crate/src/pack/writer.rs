@@ -11,6 +11,11 @@ use crate::model::manifest::{ShardInfo, TensorPart};
 use crate::model::shards::hex;
 use crate::pack::cannot;
 
+/// File name of a shard, counted from 0.
+pub(super) fn file_name(model: &str, index: usize, count: usize) -> String {
+    format!("{model}-{:05}-of-{count:05}.bin", index + 1)
+}
+
 /// Takes the bytes of all tensors in the planned order and spreads them over the planned shards.
 pub(super) struct ShardWriter<'a> {
     folder: &'a Path,
@@ -21,6 +26,10 @@ pub(super) struct ShardWriter<'a> {
     open: Option<Open>,
     /// Parts of the present tensor that are not full yet, the first one last.
     parts: Vec<TensorPart>,
+    /// Shards that were finished before; what belongs to them is not written again.
+    kept: usize,
+    /// Takes a line for each shard that is finished, so that a later run can keep it.
+    journal: Option<File>,
 }
 
 struct Open {
@@ -41,7 +50,19 @@ impl Open {
 
 impl<'a> ShardWriter<'a> {
     pub(super) fn new(folder: &'a Path, name: &str, lengths: Vec<u64>) -> Self {
-        Self { folder, name: name.into(), lengths, done: Vec::new(), open: None, parts: Vec::new() }
+        let (done, parts) = (Vec::new(), Vec::new());
+        Self { folder, name: name.into(), lengths, done, open: None, parts, kept: 0, journal: None }
+    }
+
+    /// Goes on after the shards that `done` lists, and notes every further one in `journal`.
+    pub(super) fn resume(folder: &'a Path, name: &str, lengths: Vec<u64>, done: Vec<ShardInfo>, journal: File) -> Self {
+        let kept = done.len();
+        Self { done, kept, journal: Some(journal), ..Self::new(folder, name, lengths) }
+    }
+
+    /// Whether all of a tensor lies in shards that were finished before.
+    pub(super) fn has(&self, parts: &[TensorPart]) -> bool {
+        parts.iter().all(|part| part.shard < self.kept)
     }
 
     /// Begins a tensor.
@@ -59,6 +80,15 @@ impl<'a> ShardWriter<'a> {
             let Some(mut part) = self.parts.pop() else {
                 return Err(Error::Internal("a tensor is longer than planned".into()));
             };
+            if part.shard < self.kept {
+                let skipped = bytes.len().min(part.bytes as usize);
+                bytes = &bytes[skipped..];
+                part.bytes -= skipped as u64;
+                if part.bytes > 0 {
+                    self.parts.push(part);
+                }
+                continue;
+            }
             let open = self.shard(part.shard)?;
             let padding = part.offset.saturating_sub(open.position) as usize;
             open.append(&[0; 16][..padding.min(16)])?;
@@ -90,14 +120,16 @@ impl<'a> ShardWriter<'a> {
             Some(open) => Ok(open),
             none => {
                 let path = self.folder.join(file_name);
-                let file = File::create_new(&path).map_err(|error| cannot("create", &path, &error))?;
+                // A run that goes on may find the half of a shard that the one before it left.
+                let created = if self.journal.is_some() { File::create(&path) } else { File::create_new(&path) };
+                let file = created.map_err(|error| cannot("create", &path, &error))?;
                 Ok(none.insert(Open { file: BufWriter::new(file), path, hash: Sha256::new(), position: 0 }))
             }
         }
     }
 
     fn file_name(&self, index: usize) -> String {
-        format!("{}-{:05}-of-{:05}.bin", self.name, index + 1, self.lengths.len())
+        file_name(&self.name, index, self.lengths.len())
     }
 
     fn close(&mut self) -> Result<()> {
@@ -110,7 +142,13 @@ impl<'a> ShardWriter<'a> {
             return Err(Error::Internal("a shard does not have its planned length".into()));
         }
         let (bytes, sha256) = (open.position, hex(&open.hash.finalize()));
-        self.done.push(ShardInfo { path: self.file_name(index), bytes, sha256 });
+        let info = ShardInfo { path: self.file_name(index), bytes, sha256 };
+        if let Some(journal) = &mut self.journal {
+            let line = serde_json::to_string(&info).map_err(|error| Error::Internal(error.to_string()))?;
+            let noted = writeln!(journal, "{line}").and_then(|()| journal.sync_data());
+            noted.map_err(|error| cannot("write", self.folder, &error))?;
+        }
+        self.done.push(info);
         Ok(())
     }
 

@@ -1,0 +1,66 @@
+//! The registry as text for people.
+
+use std::fmt;
+
+use super::{PackedSizes, Registry, Sampler, SamplerKind};
+
+impl fmt::Display for PackedSizes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mebibytes = |bytes: u64| format!("{:.0} MiB", bytes as f64 / 1_048_576.0);
+        let Self { family, format, transformer, text_encoder, autoencoder, shards } = self;
+        let [denoiser, text, auto] = [*transformer, *text_encoder, *autoencoder].map(mebibytes);
+        write!(f, "{family} as {format}: denoiser {denoiser}, text encoder {text}, autoencoder {auto}, {shards} shards")
+    }
+}
+
+impl fmt::Display for SamplerKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Bidirectional => "all at once",
+            Self::Causal => "causal",
+            Self::Guided => "guided",
+        })
+    }
+}
+
+/// The first numbers of a step table.
+fn steps(sampler: &Sampler) -> String {
+    const SHOWN: usize = 4;
+    let sigmas: Vec<String> = sampler.sigmas.iter().take(SHOWN).map(|sigma| format!("{sigma:.4}")).collect();
+    let rest =
+        if sampler.sigmas.len() > SHOWN { format!(" … ({} steps)", sampler.sigmas.len()) } else { String::new() };
+    sigmas.join(" ") + &rest
+}
+
+impl fmt::Display for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{:<24}{:<24}{:<26}where", "checkpoint", "licence", "--sampler")?;
+        for row in &self.checkpoints {
+            let place =
+                if row.file.is_empty() { row.repository.clone() } else { format!("{}  {}", row.repository, row.file) };
+            let sampler = row.samplers.first().map_or("", String::as_str);
+            writeln!(f, "{:<24}{:<24}{sampler:<26}{place}", row.id, row.license)?;
+            if let Some(lora) = &row.lora {
+                writeln!(f, "{:<74}--lora {lora}", "")?;
+            }
+            if let Some(revision) = &row.revision {
+                writeln!(f, "{:<74}revision {revision}", "")?;
+            }
+            if !row.note.is_empty() {
+                writeln!(f, "{:<74}{}", "", row.note)?;
+            }
+        }
+        for family in &self.families {
+            writeln!(f, "\nThe other parts of family {}:", family.id)?;
+            for row in &family.companions {
+                writeln!(f, "  --{:<14}{}  {} ({})", row.part, row.repository, row.file, row.license)?;
+                writeln!(f, "  {:<16}{}", "", row.note)?;
+            }
+        }
+        writeln!(f, "\n{:<26}{:<14}sigmas", "sampler", "frames")?;
+        for row in &self.samplers {
+            writeln!(f, "{:<26}{:<14}{}", row.id, row.kind, steps(row))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,121 @@
+//! The data of the registry against formulas and against the sizes that the papers give.
+
+use super::*;
+use crate::model::manifest::{SamplerConfig, SamplerStep};
+
+/// `k s / (1 + (k - 1) s)`
+fn shifted(sigma: f64, shift: f64) -> f64 {
+    shift * sigma / (1.0 + (shift - 1.0) * sigma)
+}
+
+fn close(found: &[f64], wanted: &[f64]) {
+    assert_eq!(found.len(), wanted.len());
+    for (found, wanted) in found.iter().zip(wanted) {
+        assert!((found - wanted).abs() < 1e-6, "{found} is not {wanted}");
+    }
+}
+
+#[test]
+fn every_entry_refers_to_what_is_there_and_makes_a_valid_model() {
+    let registry = registry().unwrap();
+    for checkpoint in &registry.checkpoints {
+        assert!(!checkpoint.samplers.is_empty(), "{}", checkpoint.id);
+        for sampler in &checkpoint.samplers {
+            registry.sampler(sampler).unwrap();
+        }
+    }
+    for sampler in &registry.samplers {
+        assert_eq!(sampler.sigmas.len(), sampler.timesteps.len(), "{}", sampler.id);
+        assert_eq!(sampler.kind == SamplerKind::Causal, sampler.chunk_frames.is_some(), "{}", sampler.id);
+        assert!(!sampler.source.is_empty());
+        for family in &registry.families {
+            family.sizes(sampler, &PackOptions::default()).unwrap();
+        }
+    }
+    assert!(registry.family("wan").unwrap_err().to_string().contains("wan2.1-t2v-1.3b"));
+    assert!(registry.sampler("x").unwrap_err().to_string().contains("fastwan-3"));
+}
+
+#[test]
+fn step_tables_are_what_the_formulas_give() {
+    let registry = registry().unwrap();
+    let table = |id: &str| registry.sampler(id).unwrap();
+    // Self-Forcing: entries 1000 - t of a table of 1000 steps, shifted by 5.
+    let causal: Vec<f64> = [1000.0, 750.0, 500.0, 250.0].iter().map(|t| shifted(t / 1000.0, 5.0)).collect();
+    close(&causal, &[1.0, 0.9375, 0.833_333_333, 0.625]);
+    for id in ["self-forcing-4", "causal-forcing-4", "causal-forcing-frame-4", "longlive-4"] {
+        close(&table(id).sigmas, &causal);
+        close(&table(id).timesteps, &causal.iter().map(|sigma| 1000.0 * sigma).collect::<Vec<_>>());
+    }
+    close(&table("causal-forcing-frame-2").sigmas, &[1.0, 0.833_333_333]);
+    close(table("causal-forcing-frame-2").first_sigmas.as_ref().unwrap(), &causal);
+    // FastWan: the entry of a table of 1000 steps, shifted by 8, that is nearest to each timestep.
+    let nearest = |timestep: f64| {
+        let entries = (1..=1000).map(|index| shifted(f64::from(index) / 1000.0, 8.0));
+        entries.min_by(|a, b| (1000.0 * a - timestep).abs().total_cmp(&(1000.0 * b - timestep).abs())).unwrap()
+    };
+    close(&table("fastwan-3").timesteps, &[1000.0, 757.0, 522.0]);
+    close(&table("fastwan-3").sigmas, &[1000.0, 757.0, 522.0].map(nearest));
+    // rCM: sin / (sin + cos) of its angles.
+    let flow = |angle: f64| angle.sin() / (angle.sin() + angle.cos());
+    close(&table("rcm-4").sigmas, &[80f64.atan(), 1.5, 1.4, 1.0].map(flow));
+    close(&table("rcm-2").sigmas, &table("rcm-4").sigmas[..2]);
+    assert_eq!(table("rcm-1").initial_scale, Some(table("rcm-4").sigmas[0]));
+    // UniPC: 50 of 51 points from 1 to 1/1000, shifted by 8.
+    let points: Vec<f64> = (0..50).map(|index| 1.0 - f64::from(index) / 50.0 * 0.999).collect();
+    close(&table("unipc-50").sigmas, &points.iter().map(|&sigma| shifted(sigma, 8.0)).collect::<Vec<_>>());
+    assert_eq!(table("unipc-50").guidance, Some(6.0));
+}
+
+#[test]
+fn samplers_reach_the_manifest() {
+    let registry = registry().unwrap();
+    let read = |id: &str| -> SamplerConfig {
+        serde_json::from_value(registry.sampler(id).unwrap().manifest()).expect("a sampler of a manifest")
+    };
+    let long = read("longlive-4");
+    let causal = long.causal.expect("it is causal");
+    assert_eq!((causal.chunk_frames, causal.sink_frames, causal.window_frames), (3, 3, 12));
+    assert_eq!((long.step, long.guidance), (SamplerStep::Renoise, 1.0));
+    let frame = read("causal-forcing-frame-2").causal.expect("it is causal");
+    assert_eq!((frame.chunk_frames, frame.first_sigmas.map(|first| first.len())), (1, Some(4)));
+    assert_eq!((read("unipc-50").step, read("unipc-50").guidance), (SamplerStep::Unipc, 6.0));
+    assert!((read("rcm-2").initial_scale - 0.987_654_321).abs() < 1e-9);
+    assert!(read("fastwan-3").causal.is_none());
+}
+
+#[test]
+fn the_family_has_the_published_numbers_of_parameters_and_bytes() {
+    let registry = registry().unwrap();
+    let family = registry.family("wan2.1-t2v-1.3b").unwrap();
+    let sampler = registry.sampler("fastwan-3").unwrap();
+    let sizes = |format| {
+        let options = PackOptions { format, ..PackOptions::default() };
+        family.sizes(sampler, &options).unwrap()
+    };
+    let q4 = sizes(DType::Q4);
+    let part = |summary: &Summary, part: Part| summary.parts.iter().find(|row| row.part == part).unwrap().clone();
+    // models.md: denoiser 1.419 B, UMT5-XXL encoder 5.681 B, TAEW2.1 9.84 M and 1.47 M.
+    assert_eq!((part(&q4, Part::Transformer).parameters as f64 / 1e6).round(), 1419.0);
+    assert_eq!((part(&q4, Part::TextEncoder).parameters as f64 / 1e6).round(), 5681.0);
+    assert_eq!((part(&q4, Part::Decoder).parameters as f64 / 1e4).round(), 984.0);
+    assert_eq!((part(&q4, Part::Encoder).parameters as f64 / 1e4).round(), 147.0);
+    // 4.5 bits a value in the blocks, f16 around them.
+    let gigabytes = |summary: &Summary, which| part(summary, which).bytes as f64 / 1e9;
+    assert!((0.80..0.90).contains(&gigabytes(&q4, Part::Transformer)), "{}", gigabytes(&q4, Part::Transformer));
+    assert!((3.6..3.8).contains(&gigabytes(&q4, Part::TextEncoder)), "{}", gigabytes(&q4, Part::TextEncoder));
+    let f16 = sizes(DType::F16);
+    assert!((2.83..2.85).contains(&gigabytes(&f16, Part::Transformer)));
+    // What a device must offer follows from the modulation of 416x240x49: 13 * 15 * 26 tokens of 6 * 1536 values.
+    assert_eq!(q4.requires.max_buffer_size, (4u64 * 13 * 15 * 26 * 6 * 1536).next_multiple_of(1 << 20));
+    // A tensor that fits into a shard is not split, which takes more shards than the bytes alone would.
+    assert!(q4.shards.len() as u64 <= q4.total_bytes.div_ceil(16 << 20) * 130 / 100, "{}", q4.shards.len());
+    assert!(q4.shards.iter().all(|shard| shard.bytes <= 16 << 20));
+    let rows = registry.sizes().unwrap();
+    assert_eq!(rows.len(), 3 * registry.families.len());
+    assert_eq!((rows[0].transformer, rows[0].shards), (part(&q4, Part::Transformer).bytes, q4.shards.len()));
+    assert_eq!(rows[2].transformer, part(&f16, Part::Transformer).bytes);
+    assert!(rows[0].to_string().contains("as q4: denoiser 801 MiB"), "{}", rows[0]);
+    let text = registry.to_string();
+    assert!(text.contains("self_forcing_dmd.pt") && text.contains("fastwan-3"), "{text}");
+}
