@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
-use kinora::pack::registry::{Sampler, registry};
+use kinora::pack::registry::registry;
 use kinora::pack::source::Source;
 use kinora::pack::{Lora, PackOptions, Progress, Published, estimate_published, pack_published};
 use serde_json::json;
@@ -68,7 +68,6 @@ impl Family {
         if !transformer.path().is_empty() {
             eprintln!("the weights lie under {}", transformer.path().join("."));
         }
-        tell_about(sampler);
         let name = self.name.unwrap_or_else(|| format!("{}-{}-{}", family.id, sampler.id, options.format));
         let names = |source: &Source| source.files().map(|stamp| stamp.name.clone()).collect::<Vec<_>>();
         let merged: Vec<_> =
@@ -108,17 +107,6 @@ impl Family {
 fn tell_merged(merged: usize) {
     if merged > 0 {
         eprintln!("LoRA changes {merged} weights");
-    }
-}
-
-/// A model that the engine would sample otherwise than its authors must not be a surprise.
-fn tell_about(sampler: &Sampler) {
-    if !sampler.runs_here() {
-        eprintln!(
-            "note: this version of the engine does not drive the sampler {} yet; its step table goes into the manifest, \
-             and until then the engine would run these steps on all frames at once, without guidance",
-            sampler.id
-        );
     }
 }
 

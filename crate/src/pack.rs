@@ -284,11 +284,12 @@ fn fill_requirements(model: &mut Value) -> Result<()> {
     let mebibytes = |bytes: u64| bytes.next_multiple_of(1 << 20);
     let buffer = mebibytes(activation.max(weight));
     let stored: u64 = manifest.shards.iter().map(|shard| shard.bytes).sum();
+    let cache = cache_bytes(&manifest);
     let requires = &mut manifest.requires;
     for (field, value) in [
         (&mut requires.max_buffer_size, buffer),
         (&mut requires.max_storage_buffer_binding_size, buffer),
-        (&mut requires.memory_bytes, mebibytes(stored + 4 * activation + cache_bytes(manifest) + 2 * MAX_SHARD_BYTES)),
+        (&mut requires.memory_bytes, mebibytes(stored + 4 * activation + cache + 2 * MAX_SHARD_BYTES)),
     ] {
         if *field == 0 {
             *field = value;
