@@ -63,19 +63,21 @@ class Group:
 
     def __init__(self, latents, described, near, attributes):
         self.latents, self.scenes, self.near, self.attributes = latents, described, near, attributes
+        self.confusable = [i for i, scene in enumerate(described) if worlds.confusable(scene)]
 
     def add(self, other):
         for name in ("latents", "near", "attributes"):
             setattr(self, name, torch.cat([getattr(self, name), getattr(other, name)]))
+        self.confusable = self.confusable + [len(self.scenes) + i for i in other.confusable]
         self.scenes = self.scenes + other.scenes
 
 
 class LatentData:
     """Random batches from the shards that exist, each of one size; `refresh` takes in new ones."""
 
-    def __init__(self, work, tokenizer, seed, device, caption_dropout=0.1, object_weight=5.0):
+    def __init__(self, work, tokenizer, seed, device, caption_dropout=0.1, object_weight=5.0, confusable=0.0):
         self.work, self.tokenizer, self.device = work, tokenizer, device
-        self.dropout, self.weight = caption_dropout, object_weight
+        self.dropout, self.weight, self.confusable = caption_dropout, object_weight, confusable
         self.rng = random.Random(seed)
         self.groups, self.next = {}, 0
         self.refresh()
@@ -95,6 +97,19 @@ class LatentData:
             else:
                 self.groups[shape] = group
 
+    def draw(self, group, count):
+        """Numbers of clips; a share of `confusable` are scenes whose words are easily taken for each other."""
+        hard = group.confusable or range(len(group.scenes))
+        return [self.rng.choice(hard) if self.rng.random() < self.confusable else self.rng.randrange(len(group.scenes))
+                for _ in range(count)]
+
+    def captions(self, count):
+        """Token ids [B, L] of full captions and what they say, as attributes [B, A]."""
+        group = self.rng.choice(list(self.groups.values()))
+        chosen = self.draw(group, count)
+        texts = [worlds.caption(group.scenes[i], self.rng, full=True) for i in chosen]
+        return encode(self.tokenizer, texts).to(self.device), group.attributes[chosen].to(self.device)
+
     def batch(self, count):
         """Latents [B, C, F, H, W], token ids [B, L], loss weights [B, 1, F, H, W], attributes [B, A].
 
@@ -102,7 +117,7 @@ class LatentData:
         """
         groups = list(self.groups.values())
         group, = self.rng.choices(groups, [len(group.scenes) for group in groups])
-        chosen = [self.rng.randrange(len(group.scenes)) for _ in range(count)]
+        chosen = self.draw(group, count)
         texts = ["" if self.rng.random() < self.dropout else worlds.caption(group.scenes[i], self.rng) for i in chosen]
         # Objects fill few cells; without weights they are what the model learns last. Weights do not move the optimum
         # of the loss, a mean for every element.

@@ -29,7 +29,7 @@ from .model import TextToVideo
 from .optim import Muon, groups
 from .progress import REPORTS, Clock, note, save_weights
 from .sheet import contact_sheet
-from .train_text import AttributeReader
+from .train_text import AttributeReader, last_states
 
 SHIFT = 3.0  # training sigmas lean towards noise, as sampling does
 
@@ -92,21 +92,25 @@ def show(model, tokenizer, autoencoder, path, guidance, sigmas, device, prompts=
 
 
 class Trained(torch.nn.Module):
-    """The model, and a head that has to name the attributes from every token's hidden state.
+    """The model, and two heads that are no part of it.
 
     The object is small in the picture and its words reach the flow-matching loss late. Having to name the attributes
-    makes the first blocks fetch them from the text at once. The head is no part of the model.
+    from every token's hidden state makes the first blocks fetch them from the text at once. And a caption's last state
+    has to tell what the caption says, or the text encoder gets by with a bag of words, in which "the camera pans left,
+    a ball rolls right" is the same as its opposite.
     """
 
     def __init__(self, model):
         super().__init__()
-        self.model, self.head = model, AttributeReader(model.transformer.config.num_attention_heads
-                                                       * model.transformer.config.attention_head_dim)
+        self.model, config = model, model.transformer.config
+        self.head = AttributeReader(config.num_attention_heads * config.attention_head_dim)
+        self.reader = AttributeReader(model.text_encoder.config.d_model)
 
-    def forward(self, x, sigmas, ids, attributes):
-        """Velocity and the naming loss."""
+    def forward(self, x, sigmas, ids, attributes, captions, said):
+        """Velocity, the naming loss, and the reading loss of full captions."""
         prediction, hidden = self.model(x, sigmas, ids, 1)
-        return prediction, self.head.loss(hidden, attributes)
+        reading = self.reader.loss(last_states(self.model, captions), said)
+        return prediction, self.head.loss(hidden, attributes), reading
 
 
 def main():
@@ -127,11 +131,12 @@ def main():
     step, spent, log = 0, 0.0, []
     if state_path.exists():
         state = torch.load(state_path, map_location=device)
-        both.load_state_dict(state["both"])
+        both.load_state_dict(state["both"], strict=False)  # older states have no reader
         ema.load_state_dict(state["ema"])
         optimiser.load_state_dict(state["optimiser"])
         step, spent, log = state["step"], state["spent"], state["log"]
-    data = LatentData(work, tokenizer, options["seed"] + step + 100003 * rank, device)
+    data = LatentData(work, tokenizer, options["seed"] + step + 100003 * rank, device,
+                      confusable=options["confusable"])
     rng = random.Random(options["seed"] + 5 + step + 100003 * rank)
     torch.manual_seed(options["seed"] + step + 100003 * rank)
     autoencoder = load_autoencoder(work, device)
@@ -159,10 +164,10 @@ def main():
                 empty[:, 0] = 1
                 difference = frozen(x, sigmas, ids) - frozen(x, sigmas, empty)
                 target = target + (options["guidance"] - 1) * difference
-        prediction, named = run(x, sigmas, ids, attributes)
+        prediction, named, read = run(x, sigmas, ids, attributes, *data.captions(2 * len(x)))
         loss = masked_loss(prediction, target, mask * weights)
-        (loss + options["naming"] * max(1 - 1.5 * done, 0.1) * named).backward()
-        values = loss.item(), named.item()
+        (loss + options["naming"] * max(1 - 1.5 * done, 0.1) * named + options["reading"] * read).backward()
+        values = loss.item(), named.item(), read.item()
         torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
         optimiser.step()
         both.zero_grad(set_to_none=True)
@@ -176,7 +181,8 @@ def main():
         if rank != 0:
             continue
         if step % 50 == 0:
-            print(f"step {step} {elapsed:.0f} s loss {log[-1][2]:.4f} naming {log[-1][3]:.3f} clips {len(data)}", flush=True)
+            print(f"step {step} {elapsed:.0f} s loss {log[-1][2]:.4f} naming {log[-1][3]:.3f} "
+                  f"reading {log[-1][4]:.3f} clips {len(data)}", flush=True)
         if time.time() - last_save > 180:
             last_save = time.time()
             save(state_path, both=both, ema=ema, optimiser=optimiser, step=step, spent=elapsed, log=log)

@@ -38,6 +38,13 @@ def vocabulary():
     return sorted(captions.vocabulary())
 
 
+def confusable(scene):
+    """Whether two words of a full caption could change places: two directions, or two objects of other colours."""
+    directions = {scene.get("direction"), scene.get("camera", "").rpartition(" ")[2]} & {"left", "right"}
+    colours = {thing["colour"] for thing in scene.get("objects", [])}
+    return len(directions) == 2 or len(colours) > 1
+
+
 def told(scene):
     """Names of the attributes that a full caption speaks of (see `captions.caption`)."""
     names = {name for name, value in labels(scene).items() if value not in ("", 0)} - SILENT

@@ -5,8 +5,8 @@ none. `random_scene(rng, allow_held_out, **fixed)` draws one, `held_out(scene)` 
 on. `render(scenes, width, height, frames, fps, device, eager)` makes clips [B, T, 3, H, W] in 0..1 and
 `object_boxes(scenes, width, height, frames, fps)` says where their objects are: [B, T, N, 4] of left, top, right and
 bottom in 0..1 of the picture. `caption(scene, rng, full)`, `vocabulary()`, `held_out_prompts(count, seed)` and
-`EXAMPLES` are the words; `told(scene)` names the attributes that a full caption speaks of. `SHOWN`, `TRUE` and
-`measured_scenes` say what physics can be measured on (`measures.py`).
+`EXAMPLES` are the words; `told(scene)` names the attributes that a full caption speaks of, `confusable(scene)` says
+whether it takes care to tell them apart. `SHOWN`, `TRUE` and `measured_scenes` say what physics can be measured on (`measures.py`).
 """
 
 from .captions import EXAMPLES, caption, held_out_prompts, vocabulary
@@ -21,6 +21,12 @@ DESCRIPTION = ("A small model of balls and cubes that bounce, roll, fall and ris
 
 def labels(scene):
     return {name: scene[name] for name in ATTRIBUTES}
+
+
+def confusable(scene):
+    """Whether two words of a full caption could change places: object and camera go in opposite directions."""
+    directions = [scene[name].rpartition(" ")[2] for name in ("motion", "camera")]
+    return set(directions) == {"left", "right"}
 
 
 def told(scene):
