@@ -37,11 +37,11 @@ test('everything can be done with the keyboard', async () => {
 	const page = await site.open(CPU);
 	const focus = () => page.evaluate(() => document.activeElement.id || document.activeElement.className);
 	const order = [];
-	for (let count = 0; count < 6; count++) {
+	for (let count = 0; count < 7; count++) {
 		await page.keyboard.press('Tab');
 		order.push(await focus());
 	}
-	assert.deepEqual(order, ['prompt', 'seed', 'new-seed', 'device', 'generate', 'chip']);
+	assert.deepEqual(order, ['prompt', 'seed', 'new-seed', 'size', 'device', 'generate', 'chip']);
 	const outlined = await page.evaluate(() => getComputedStyle(document.activeElement).outlineStyle);
 	assert.equal(outlined, 'solid');
 	await page.focus('#prompt');
@@ -55,6 +55,24 @@ test('everything can be done with the keyboard', async () => {
 	await page.waitForFunction(() => document.getElementById('play').textContent === 'Play');
 	await page.keyboard.press('Tab');
 	assert.equal(await focus(), 'loop');
+});
+
+test('the size that is chosen is the size that is made, and one that is not offered is named', async () => {
+	const page = await site.open(CPU);
+	assert.deepEqual(await page.locator('#size option').allInnerTexts(), ['96 × 64, 0.8 s', '96 × 64, 0.4 s']);
+	await page.selectOption('#size', { index: 1 });
+	await page.fill('#prompt', REQUEST.prompt);
+	const found = outcome(page);
+	await page.keyboard.press('Enter');
+	assert.equal((await found).error, undefined);
+	assert.equal(await page.evaluate(() => document.querySelector('kinora-video').result.frames.length), 5);
+	const box = await page.locator('kinora-video').boundingBox();
+	assert.ok(Math.abs(box.width / box.height - 96 / 64) < 0.02, `${box.width} x ${box.height}`);
+
+	const other = await site.open(`${CPU}&size=999x999`);
+	await other.locator('#size-notice').waitFor();
+	assert.match(await other.locator('#size-notice').innerText(), /does not make 999x999; it will be 96 × 64/);
+	assert.equal(await other.locator('#size').inputValue(), '96x64x9');
 });
 
 test('Escape cancels', async () => {
