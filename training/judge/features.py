@@ -12,4 +12,4 @@ def frechet(a, b):
     root = vectors * values.clamp_min(0).sqrt() @ vectors.T
     # the trace of the root of the product, by a symmetric matrix with the same eigenvalues
     cross = torch.linalg.eigvalsh(root @ two @ root).clamp_min(0).sqrt().sum()
-    return (mean + one.trace() + two.trace() - 2 * cross).item()
+    return max((mean + one.trace() + two.trace() - 2 * cross).item(), 0.0)
