@@ -6,6 +6,9 @@ The last state of a caption (its </s>) has to name every attribute of the scene.
 loss does not reach 0; what counts is that it meets full captions. The denoiser then starts from embeddings in which
 colour, shape and motion already lie apart, and need not find that out through a noisy picture. The encoder trains on
 with the denoiser. Writes text.pt.
+
+With --beside a new encoder for the denoiser of teacher.pt is trained: its states stay near those that the denoiser knows,
+but for the captions that the old encoder cannot tell from others. It takes the old one's place in teacher.pt.
 """
 
 import random
@@ -17,7 +20,7 @@ from . import presets, tokenizer as tokenizers, worlds
 from .data import attribute_indices, encode, naming_loss, share_right
 from .model import TextToVideo
 from .optim import Muon, groups
-from .progress import note
+from .progress import note, save_weights
 
 
 class AttributeReader(torch.nn.Linear):
@@ -39,33 +42,72 @@ class AttributeReader(torch.nn.Linear):
         return total
 
 
-def captioned(rng, tokenizer, count, full):
-    described = [worlds.random_scene(rng) for _ in range(count)]
-    texts = [worlds.caption(scene, rng, full=full) for scene in described]
-    return encode(tokenizer, texts), attribute_indices(described)
+def hard_scene(rng):
+    """A scene whose words are easily taken for each other, if one comes up soon."""
+    for _ in range(50):
+        scene = worlds.random_scene(rng)
+        if worlds.confusable(scene):
+            break
+    return scene
+
+
+def captioned(rng, tokenizer, count, full, confusable=0.0):
+    """Token ids, attributes and which captions are confusable; at least a share `confusable` of them."""
+    described = [hard_scene(rng) if rng.random() < confusable else worlds.random_scene(rng) for _ in range(count)]
+    texts = [worlds.caption(scene, rng, full=full or rng.random() < 0.5) for scene in described]
+    hard = torch.tensor([worlds.confusable(scene) for scene in described])
+    return encode(tokenizer, texts), attribute_indices(described), hard
+
+
+def states_and_last(model, ids):
+    """States [B, L, D] of captions and those of their </s> [B, D]."""
+    states, lengths = model.encode_text(ids)
+    return states, states[torch.arange(len(ids)), lengths - 1]
 
 
 def last_states(model, ids):
-    states, lengths = model.encode_text(ids)
-    return states[torch.arange(len(ids)), lengths - 1]
+    return states_and_last(model, ids)[1]
+
+
+@torch.no_grad()
+def read_right(model, reader, tokenizer, rng, confusable, count=512):
+    """Share of full captions from whose last state each attribute is read, as text."""
+    ids, attributes, _ = captioned(rng, tokenizer, count, True, confusable)
+    device = next(model.parameters()).device
+    parts = reader.parts(last_states(model, ids.to(device)))
+    return ", ".join(f"{name} {share_right(part.cpu(), attributes[:, i]):.3f}"
+                     for i, (name, part) in enumerate(zip(worlds.ATTRIBUTES, parts)))
 
 
 def main():
-    args = presets.arguments("text", __doc__).parse_args()
+    parser = presets.arguments("text", __doc__)
+    parser.add_argument("--beside", action="store_true", help="train a new encoder for the denoiser of teacher.pt")
+    args = parser.parse_args()
     options, work = presets.settings(args), presets.work_dir(args.work)
     device = options["device"]
     torch.manual_seed(options["seed"] + 20)
     rng = random.Random(options["seed"] + 21)
     tokenizer = tokenizers.load(work)
     model = TextToVideo(tokenizer.get_vocab_size()).to(device)
+    known = None
+    if args.beside:
+        known = TextToVideo(tokenizer.get_vocab_size()).to(device).requires_grad_(False)
+        known.load_state_dict(torch.load(work / "teacher.pt", map_location=device))
     reader = AttributeReader(presets.TEXT_ENCODER["d_model"]).to(device)
     trained = torch.nn.ModuleDict({"text_encoder": model.text_encoder, "reader": reader})
     optimiser = Muon(groups(trained.named_parameters(), lambda n, p: False, 0.0, options["lr"], 0.01))
     budget, start, step, total = options["minutes"] * 60, time.time(), 0, 0.0
     while (done := (time.time() - start) / budget) < 1:
         optimiser.set_scale(min((step + 1) / 50, 1.0, (1.0 - done) / 0.3 + 0.01))
-        ids, attributes = captioned(rng, tokenizer, options["batch"], full=False)
-        loss = reader.loss(last_states(model, ids.to(device)), attributes.to(device))
+        ids, attributes, hard = captioned(rng, tokenizer, options["batch"], False, options["confusable"])
+        ids = ids.to(device)
+        states, last = states_and_last(model, ids)
+        loss = reader.loss(last, attributes.to(device))
+        if known is not None:
+            near = (~hard).float().to(device)[:, None, None]
+            old = known.encode_text(ids)[0]
+            apart = ((states - old) * near).square().sum() / (old * near).square().sum()
+            loss = loss + apart
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
         optimiser.step()
@@ -74,14 +116,13 @@ def main():
         if step % 100 == 0:
             print(f"step {step} loss {total / 100:.3f}", flush=True)
             total = 0.0
-    with torch.no_grad():
-        ids, attributes = captioned(rng, tokenizer, 512, full=True)
-        parts = reader.parts(last_states(model, ids.to(device)))
-        right = {name: share_right(part.cpu(), attributes[:, i])
-                 for i, (name, part) in enumerate(zip(worlds.ATTRIBUTES, parts))}
     torch.save(model.text_encoder.state_dict(), work / "text.pt")
-    note(work, f"text: finished, {step} steps; read from full captions: "
-               + ", ".join(f"{name} {share:.3f}" for name, share in right.items()))
+    if known is not None:
+        known.text_encoder.load_state_dict(model.text_encoder.state_dict())
+        save_weights(work / "teacher.pt", known.state_dict())
+        note(work, f"text: {apart:.3f} of the square of the states that the denoiser knows is new")
+    for name, share in (("full", 0.0), ("confusable", 1.0)):
+        note(work, f"text: {step} steps; read from {name} captions: {read_right(model, reader, tokenizer, rng, share)}")
 
 
 if __name__ == "__main__":
