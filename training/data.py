@@ -19,7 +19,7 @@ def encode(tokenizer, texts):
 
 
 def object_cells(described, shape):
-    """Where the objects are in latents of `shape` [C, F, h, w], true where one is during the latent frame: [N, F, h, w]."""
+    """Where the objects are in latents of `shape` [C, F, h, w], true where one is in the latent frame: [N, F, h, w]."""
     video = presets.VIDEO
     count, rows, columns = shape[1:]
     cell = presets.cell()

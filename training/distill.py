@@ -97,7 +97,8 @@ def taught_shift(work, teacher):
 def main():
     parser = presets.arguments("distill", __doc__)
     parser.add_argument("--choose", action="store_true", help="measure shifts before training")
-    parser.add_argument("--shift", type=float, help="sigma shift without --choose; the one that --teacher was distilled with, or 3")
+    parser.add_argument("--shift", type=float,
+                        help="sigma shift without --choose; the one that --teacher was distilled with, or 3")
     parser.add_argument("--teacher", default="teacher", help="whose weights show the way")
     parser.add_argument("--name", default="student", help="what the result is called")
     args = parser.parse_args()
@@ -146,6 +147,12 @@ def main():
         note(work, f"distillation: starts at step {step}, sigmas {[round(s, 4) for s in sigmas]}")
     walks = Walks(sigmas, options["keep"], rng)
     last_save, losses = time.time(), []
+
+    def keep(elapsed):
+        save(state_path, model=student, ema=ema, optimiser=optimiser, step=step, spent=elapsed, log=log, shift=shift)
+        save_weights(work / f"{args.name}.pt", ema.state_dict())
+        clock.keep()
+
     while clock.running():
         elapsed, done = clock.elapsed, clock.done
         optimiser.set_scale(min((step + 1) / 10, 1.0, max(1.0 - done, 0.0) / 0.5 + 0.01))
@@ -177,22 +184,18 @@ def main():
             print(f"step {step} {elapsed:.0f} s loss {log[-1][2]:.4f}", flush=True)
         if time.time() - last_save > 150:
             last_save = time.time()
-            save(state_path, model=student, ema=ema, optimiser=optimiser, step=step, spent=elapsed, log=log, shift=shift)
-            save_weights(work / f"{args.name}.pt", ema.state_dict())
-            clock.keep()
+            keep(elapsed)
     elapsed = clock.elapsed
     distributed.finish()
     if rank != 0:
         return
     walked = -(-step // options["replay"]) * walkers * world
-    save(state_path, model=student, ema=ema, optimiser=optimiser, step=step, spent=elapsed, log=log, shift=shift)
-    save_weights(work / f"{args.name}.pt", ema.state_dict())
-    clock.keep()
+    keep(elapsed)
     if not clock.over:
         return note(work, f"distillation: paused at step {step}, {100 * clock.done:.0f} % done")
-    facts = {"steps": step, "walks": walked, "minutes": elapsed / 60, "guidance": options["guidance"], "teacher": args.teacher,
-             "substeps": options["substeps"], "sigmas": sigmas, "shift": shift, "shift_db": measured,
-             "loss": [(s, round(value, 4)) for s, _, value in log]}
+    facts = {"steps": step, "walks": walked, "minutes": elapsed / 60, "guidance": options["guidance"],
+             "teacher": args.teacher, "substeps": options["substeps"], "sigmas": sigmas, "shift": shift,
+             "shift_db": measured, "loss": [(s, round(value, 4)) for s, _, value in log]}
     (work / f"{args.name}.json").write_text(json.dumps(facts))
     show(ema, tokenizer, autoencoder, REPORTS / f"{args.name}.png", 1.0, sigmas, device)
     note(work, f"distillation: finished, {step} steps, {walked} walks, {elapsed / 60:.0f} min, "

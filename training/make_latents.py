@@ -35,7 +35,7 @@ def shard_path(work, index):
 
 
 def load_shards(work, first=0):
-    """(latents f16, scenes, cells with objects, attributes) of the shards from `first` on, and the number of the next."""
+    """(latents f16, scenes, cells with objects, attributes) of the shards from `first` on; the number of the next."""
     shards = []
     while shard_path(work, first).exists():
         shard = np.load(shard_path(work, first))

@@ -31,11 +31,11 @@ def text_config(vocab_size):
 
 
 def look_beside(bias):
-    """Starts heads of a relative attention bias [buckets, heads] as looks at the neighbours; a quarter of them stay free.
+    """Starts heads of a relative attention bias [buckets, heads] as looks at the neighbours; a quarter stay free.
 
-    Left to itself the encoder stays at the bag of words, in which "the camera pans left, a ball rolls right" is the same
-    as its opposite: no word of such a caption tells anything alone, so nothing pulls at the biases. With these heads it
-    reads such captions without a mistake after 13,000 of them.
+    Left to itself the encoder stays at the bag of words, in which "the camera pans left, a ball rolls right" is the
+    same as its opposite: no word of such a caption tells anything alone, so nothing pulls at the biases. With these
+    heads it reads such captions without a mistake after 13,000 of them.
     """
     after = bias.shape[0] // 2  # buckets from here on are of words to the right; the first few of each side are exact
     for head in range(bias.shape[1]):

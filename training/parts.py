@@ -24,8 +24,8 @@ def split(folder, work, names):
     for name in names:
         if (work / f"{name}.pt").exists():
             state = torch.load(work / f"{name}.pt", map_location="cpu")
-            # tied tables are one tensor under two names, which the format does not have
-            tensors.update({f"{name}/{key}": value.half().clone() for key, value in state.items()})
+            # the format has neither two names of one tensor, as tied tables are, nor a channels-last order
+            tensors.update({f"{name}/{key}": value.half().contiguous().clone() for key, value in state.items()})
     blob = save(tensors)
     fresh = folder.with_name(f"{folder.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)

@@ -118,7 +118,8 @@ def main():
     model = Autoencoder(presets.AUTOENCODER).to(device)
     model.to(memory_format=torch.channels_last)
     model.channels_last = True
-    optimiser = Muon(groups(model.named_parameters(), lambda n, p: options["muon_lr"] > 0, options["muon_lr"], options["lr"]))
+    muon_lr = options["muon_lr"]
+    optimiser = Muon(groups(model.named_parameters(), lambda n, p: muon_lr > 0, muon_lr, options["lr"]))
     channels = presets.AUTOENCODER["latent_channels"]
     statistics = {"mean": torch.zeros(channels, device=device), "var": torch.ones(channels, device=device)}
     step, spent, seen = 0, 0.0, 0

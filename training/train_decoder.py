@@ -73,7 +73,8 @@ def main():
         if step % 200 == 0:
             with torch.no_grad():
                 quality = psnr(torch.cat([ema.decode(z[None]) for z in held_latents[:6]]), held[:6])
-            print(f"step {step} {elapsed:.0f} s loss {sum(losses) / len(losses):.4f} held-out {quality:.2f} dB", flush=True)
+            mean = sum(losses) / len(losses)
+            print(f"step {step} {elapsed:.0f} s loss {mean:.4f} held-out {quality:.2f} dB", flush=True)
             losses = []
         if time.time() - last_save > 150:
             last_save = time.time()

@@ -7,8 +7,8 @@ loss does not reach 0; what counts is that it meets full captions. The denoiser 
 colour, shape and motion already lie apart, and need not find that out through a noisy picture. The encoder trains on
 with the denoiser. Writes text.pt.
 
-With --beside a new encoder for the denoiser of teacher.pt is trained: its states stay near those that the denoiser knows,
-but for the captions that the old encoder cannot tell from others. It takes the old one's place in teacher.pt.
+With --beside a new encoder for the denoiser of teacher.pt is trained: its states stay near those that the denoiser
+knows, but for the captions that the old encoder cannot tell from others. It takes the old one's place in teacher.pt.
 """
 
 import random

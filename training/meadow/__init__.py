@@ -6,7 +6,8 @@ on. `render(scenes, width, height, frames, fps, device, eager)` makes clips [B, 
 `object_boxes(scenes, width, height, frames, fps)` says where their objects are: [B, T, N, 4] of left, top, right and
 bottom in 0..1 of the picture. `caption(scene, rng, full)`, `vocabulary()`, `held_out_prompts(count, seed)` and
 `EXAMPLES` are the words; `told(scene)` names the attributes that a full caption speaks of, `confusable(scene)` says
-whether it takes care to tell them apart. `SHOWN`, `TRUE` and `measured_scenes` say what physics can be measured on (`measures.py`).
+whether it takes care to tell them apart. `SHOWN`, `TRUE` and `measured_scenes` say what physics can be measured on
+(`measures.py`).
 """
 
 from .captions import EXAMPLES, caption, held_out_prompts, vocabulary
