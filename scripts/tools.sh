@@ -141,7 +141,10 @@ describe() {
     node) say "Node.js $node_needed or newer, with npm (https://nodejs.org)" ;;
     browser) say "Chromium or Chrome (set CHROMIUM to its path if it is somewhere unusual)" ;;
     python) say "Python with the packages of training/requirements.txt" ;;
-    wasm) say "Rust's standard library for $wasm_target (rustup target add $wasm_target)" ;;
+    wasm)
+        say "Rust's standard library for $wasm_target (rustup target add $wasm_target; on Debian also rustc-web," \
+            "cargo-web, rust-web-src and lld-19, whose compiler is new enough with the security updates only)"
+        ;;
     esac
 }
 
