@@ -51,6 +51,7 @@ def stages(common, folder):
     for stage, minutes, changes in STAGES:
         limit = [] if minutes is None else ["--minutes", str(minutes)]
         if stage == "evaluate":
+            run("follow", *common, "--before", f"{folder}/teacher.pt")
             run("distill", *common, "--minutes", "0.03", *changed(["batch=4", "substeps=1", "steps=2", "guidance=1"]),
                 "--teacher", "student", "--name", "student2")
         run(stage, *common, *limit, *changed(changes), *(FEW if stage == "evaluate" else []))

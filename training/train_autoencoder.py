@@ -23,10 +23,13 @@ from .progress import REPORTS, Clock, note, save_weights
 
 
 class Pool:
-    """Rendered clips as bytes, a list for each size of the model, replaced little by little."""
+    """Rendered clips as bytes, a list for each size of the model, replaced little by little.
 
-    def __init__(self, size, seed, device, eager, batch=8):
-        self.rng = random.Random(seed)
+    A share `fast` of them shows something that moves fast, which is what the decoder learns last.
+    """
+
+    def __init__(self, size, seed, device, eager, batch=8, fast=0.0):
+        self.rng, self.fast = random.Random(seed), fast
         self.device, self.eager, self.batch = device, eager, batch
         self.sizes = presets.VIDEO["sizes"]
         self.groups, self.room, self.turn = [[] for _ in self.sizes], max(1, size // len(self.sizes)), 0
@@ -36,9 +39,17 @@ class Pool:
     def refresh(self):
         group, size = self.groups[self.turn % len(self.sizes)], self.sizes[self.turn % len(self.sizes)]
         self.turn += 1
-        described = [worlds.random_scene(self.rng) for _ in range(self.batch)]
+        described = [self.scene() for _ in range(self.batch)]
         group += list((worlds.clips(described, self.device, self.eager, size) * 255).round().byte())
         del group[:-self.room]
+
+    def scene(self):
+        fast = self.rng.random() < self.fast
+        for _ in range(50):
+            scene = worlds.random_scene(self.rng)
+            if not fast or worlds.fast(scene):
+                break
+        return scene
 
     def whole(self, count):
         """Whole clips of one size: [B, T, 3, H, W] in 0..1."""

@@ -45,7 +45,7 @@ def main():
     held = held_out_clips(1234, device, args.eager)
     with torch.no_grad():
         held_latents = model.encode(held)
-    pool = Pool(options["pool"], options["seed"] + 51 + step, device, args.eager)
+    pool = Pool(options["pool"], options["seed"] + 51 + step, device, args.eager, fast=options["fast"])
     clock = Clock(work, "decoder", options, spent)
     note(work, f"decoder: training starts at step {step}")
     last_save = time.time()

@@ -45,6 +45,11 @@ def confusable(scene):
     return len(directions) == 2 or len(colours) > 1
 
 
+def fast(scene):
+    """Whether an object crosses much of the picture in a few frames, so that a decoder smears it."""
+    return scene.get("motion") in ("falls", "bounces", "thrown", "swings", "collides", "orbits")
+
+
 def told(scene):
     """Names of the attributes that a full caption speaks of (see `captions.caption`)."""
     names = {name for name, value in labels(scene).items() if value not in ("", 0)} - SILENT

@@ -6,8 +6,8 @@ on. `render(scenes, width, height, frames, fps, device, eager)` makes clips [B, 
 `object_boxes(scenes, width, height, frames, fps)` says where their objects are: [B, T, N, 4] of left, top, right and
 bottom in 0..1 of the picture. `caption(scene, rng, full)`, `vocabulary()`, `held_out_prompts(count, seed)` and
 `EXAMPLES` are the words; `told(scene)` names the attributes that a full caption speaks of, `confusable(scene)` says
-whether it takes care to tell them apart. `SHOWN`, `TRUE` and `measured_scenes` say what physics can be measured on
-(`measures.py`).
+whether it takes care to tell them apart, `fast(scene)` whether its motion is hard to draw. `SHOWN`, `TRUE` and
+`measured_scenes` say what physics can be measured on (`measures.py`).
 """
 
 from .captions import EXAMPLES, caption, held_out_prompts, vocabulary
@@ -28,6 +28,11 @@ def confusable(scene):
     """Whether two words of a full caption could change places: object and camera go in opposite directions."""
     directions = [scene[name].rpartition(" ")[2] for name in ("motion", "camera")]
     return set(directions) == {"left", "right"}
+
+
+def fast(scene):
+    """Whether the object crosses much of the picture in a few frames, so that a decoder smears it."""
+    return scene["motion"] in ("bounces", "falls")
 
 
 def told(scene):
