@@ -19,7 +19,7 @@ run_evaluate() {
     attempt "Exporting" "$python" -m training.export --from student --out "$exported"
     attempt "Packing in four bits" "$target_dir/release/kinora" pack --in "$exported" --out "$q4" --format q4 --group 32
     attempt "The evaluation" "$python" -m training.evaluate \
-        --sources "renders,packed=model-shards,packed=$q4,teacher=50" \
+        --sources "renders,autoencoder,packed=model-shards,packed=$q4,teacher=50" \
         --out model-shards/evaluation.json --card model-shards/MODEL_CARD.md "$@"
     cp training/reports/heldout.png docs/images/heldout.png
 }

@@ -1,6 +1,6 @@
 """Stage 7: how often clips are what their prompts say, how they move, and how far they are from real ones.
 
-    python -m training.evaluate [--sources renders,teacher,student,packed=FOLDER] [--prompts 200] [--seed 6]
+    python -m training.evaluate [--sources renders,autoencoder,teacher,student,packed=FOLDER] [--prompts 200] [--seed 6]
 
 All on combinations of attributes never trained on: `--prompts` full captions judged by the probe (`probe.py`), the
 Fréchet distance of the same clips to the renders of the same scenes in the probe's features, and physics by tracking
@@ -18,6 +18,7 @@ import torch
 
 from . import presets, probe as probes, tokenizer as tokenizers, worlds
 from .judge import features as distances, measure, report, sources
+from .make_latents import load_autoencoder
 from .progress import REPORTS, note
 from .sheet import contact_sheet
 
@@ -26,19 +27,30 @@ def open_source(text, work, tokenizer, args, device):
     kind, _, value = text.partition("=")
     if kind == "renders":
         return sources.Renders(device)
+    if kind == "autoencoder":
+        return sources.Reconstructions(load_autoencoder(work, "cpu"), device)
     if kind == "teacher":
         return sources.teacher(work, tokenizer, int(value or args.steps), args.guidance, device)
     if kind == "student":
         return sources.student(work, tokenizer, value or "student", device)
     if kind == "packed":
         return sources.packed(Path(value), tokenizer, device)
-    raise SystemExit(f"unknown source {text!r}: renders, teacher[=STEPS], student[=NAME] or packed=FOLDER")
+    raise SystemExit(f"unknown source {text!r}: renders, autoencoder, teacher[=STEPS], student[=NAME] or packed=FOLDER")
+
+
+def confusable_right(source, probe, hard, seed, size):
+    """Share of confusable prompts with everything right."""
+    prompts, described = hard
+    first = 100000 + 200 * seed
+    clips = source.clips(prompts, described, range(first, first + len(prompts)), size)
+    return measure.adherence(measure.misses(probe, clips, described), described)["all"]
 
 
 def main():
     parser = presets.arguments("evaluate", __doc__)
     parser.add_argument("--sources", default="renders,teacher,student", help="what is judged, with commas")
     parser.add_argument("--prompts", type=int, default=200, help="how many the probe judges")
+    parser.add_argument("--confusable", type=int, default=50, help="prompts in which two words could change places")
     parser.add_argument("--measured", type=int, default=24, help="clips of each kind of physics")
     parser.add_argument("--size", metavar="WxH", help="one of the model's sizes, its first if absent")
     parser.add_argument("--seed", type=int, default=6, help="draws the prompts")
@@ -76,6 +88,7 @@ def main():
     # another set of scenes shows what distance chance alone makes
     other = measure.held_out_captions(args.prompts, args.seed + 1000)
     chance = distances.frechet(measure.features(probe, renders.clips(*other, seeds, size)), real)
+    hard = measure.confusable_captions(args.confusable, args.seed) if args.confusable else None
     table = {}
     for source in judged:
         start = time.time()
@@ -85,13 +98,16 @@ def main():
             "steps": source.steps,
             "right": measure.adherence(wrong, described),
             "frechet": round(distances.frechet(measure.features(probe, clips), real), 3),
+            "confusable": confusable_right(source, probe, hard, args.seed, size) if hard else None,
             "physics": measure.measured(source, args.measured, args.seed, size) if args.measured else {},
             "seconds": round(time.time() - start),
         }
         note(work, f"evaluation of {source.name}: {table[source.name]}")
-    command = (f"python -m training.evaluate --model {args.model} --prompts {args.prompts} --measured {args.measured} "
+    command = (f"python -m training.evaluate --model {args.model} --prompts {args.prompts} "
+               f"--confusable {args.confusable} --measured {args.measured} "
                f"--size {size[0]}x{size[1]} --seed {args.seed} --sheet {args.sheet} --guidance {args.guidance:g}")
-    facts = {"prompts": args.prompts, "seed": args.seed, "measured": args.measured, "sheet": args.sheet, "size": size,
+    facts = {"prompts": args.prompts, "seed": args.seed, "measured": args.measured, "confusable": args.confusable,
+             "sheet": args.sheet, "size": size,
              "frechet_of_other_renders": round(chance, 3), "true": worlds.TRUE, "date": time.strftime("%Y-%m-%d"),
              "command": command, "probe": json.loads((work / "probe.json").read_text()), "sources": table}
     out = args.out or work / "evaluation.json"

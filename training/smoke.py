@@ -26,7 +26,8 @@ STAGES = (
     ("distill", 0.05, ["batch=4", "substeps=1"]),
     ("evaluate", None, []),
 )
-FEW = ["--prompts", "16", "--measured", "2", "--steps", "4", "--sources", "renders,teacher,student,student=student2"]
+FEW = ["--prompts", "16", "--confusable", "4", "--measured", "2", "--steps", "4",
+       "--sources", "renders,autoencoder,teacher,student,student=student2"]
 
 
 def run(name, *arguments):
@@ -55,7 +56,7 @@ def stages(common, folder):
             run("distill", *common, "--minutes", "0.03", *changed(["batch=4", "substeps=1", "steps=2", "guidance=1"]),
                 "--teacher", "student", "--name", "student2")
         run(stage, *common, *limit, *changed(changes), *(FEW if stage == "evaluate" else []))
-    assert len(json.loads((Path(folder) / "evaluation.json").read_text())["sources"]) == 4
+    assert len(json.loads((Path(folder) / "evaluation.json").read_text())["sources"]) == 5
     assert json.loads((Path(folder) / "student2.json").read_text())["sigmas"] == [1.0, 0.75]
     run("export", *common, "--out", f"{folder}/export")
     manifest = json.loads((Path(folder) / "export" / "model.json").read_text())

@@ -21,6 +21,17 @@ def held_out_captions(count, seed):
     return [worlds.caption(scene, rng, full=True) for scene in described], described
 
 
+def confusable_captions(count, seed):
+    """Full captions in which two words could change places, such as opposite directions of object and camera."""
+    rng = random.Random(f"{seed}-confusable")
+    described = []
+    while len(described) < count:
+        scene = worlds.random_scene(rng, allow_held_out=True)
+        if worlds.confusable(scene):
+            described.append(scene)
+    return [worlds.caption(scene, rng, full=True) for scene in described], described
+
+
 def misses(probe, clips, described):
     """For each clip, the attributes told by its full caption that the probe does not see."""
     device = next(probe.parameters()).device

@@ -24,6 +24,8 @@ def rows_of(facts):
     rights = [name for name in facts["probe"]["right"] if any(name in s["right"] for s in sources.values())] + ["all"]
     rows = [[name if name != "all" else "everything", *(percent(s["right"].get(name)) for s in sources.values())]
             for name in rights]
+    if any(s["confusable"] is not None for s in sources.values()):
+        rows.append(["everything, confusable prompts", *(percent(s["confusable"]) for s in sources.values())])
     rows.append(["Fréchet distance to renders", *(f"{s['frechet']:.2f}" for s in sources.values())])
     kinds = [kind for kind in next(iter(sources.values()))["physics"]]
     for kind in kinds:
@@ -41,8 +43,9 @@ def tables(facts):
     probe = facts["probe"]
     return "\n".join([
         START,
-        f"{facts['prompts']} held-out prompts (seed {facts['seed']}) at {facts['size'][0]}×{facts['size'][1]}, named by the "
-        f"probe; physics by tracking on "
+        f"{facts['prompts']} held-out prompts (seed {facts['seed']}) at {facts['size'][0]}×{facts['size'][1]}, named "
+        f"by the probe; {facts['confusable']} more in which two words could change places (opposite directions, say); "
+        f"physics by tracking on "
         f"{facts['measured']} clips of each kind, medians, in brackets of how many it could be measured. The Fréchet "
         f"distance of other renders is {facts['frechet_of_other_renders']:.2f}. `{facts['command']}`, "
         f"{facts['date']}.", "",

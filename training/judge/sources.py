@@ -34,6 +34,23 @@ class Renders:
         return shown(torch.cat(parts), size)
 
 
+class Reconstructions:
+    """Renders through the encoder and the decoder: the best that any denoiser between them could do."""
+
+    name, steps = "renders through the autoencoder", None
+
+    def __init__(self, autoencoder, device="cpu"):
+        self.autoencoder, self.device = autoencoder.to(device).eval().requires_grad_(False), device
+
+    @torch.no_grad()
+    def clips(self, prompts, described, seeds, size=None):
+        out = []
+        for i in range(0, len(described), BATCH):
+            real = worlds.clips(described[i:i + BATCH], self.device, eager=True, size=size)
+            out += [self.autoencoder.decode(self.autoencoder.encode(clip[None])).cpu() for clip in real]
+        return shown(torch.cat(out).clamp(0, 1), size)
+
+
 class Generator:
     """A denoiser and a decoder, sampled by Euler steps over `sigmas`."""
 
