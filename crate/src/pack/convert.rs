@@ -10,14 +10,14 @@ use crate::model::manifest::TensorInfo;
 use crate::model::quant;
 
 /// Where a tensor's values are.
-pub(super) struct From<'a> {
+pub(super) struct Reading<'a> {
     pub(super) source: &'a Source,
     pub(super) origin: &'a Origin,
     /// The rows to take, in order; all of them where there are none.
     pub(super) rows: Option<&'a [usize]>,
 }
 
-impl From<'_> {
+impl Reading<'_> {
     /// Appends `count` rows of `width` values from the `first` on.
     fn read(&self, first: usize, count: usize, width: usize, values: &mut Vec<f32>) -> Result<()> {
         let Self { source, origin, rows } = self;
@@ -38,7 +38,7 @@ impl From<'_> {
 pub(super) fn write(
     writer: &mut ShardWriter<'_>,
     info: &TensorInfo,
-    from: &From<'_>,
+    from: &Reading<'_>,
     delta: Option<&Delta>,
     written: &mut dyn FnMut(u64) -> Result<()>,
 ) -> Result<Option<f64>> {

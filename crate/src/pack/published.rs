@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::convert::From;
+use super::convert::Reading;
 use super::lora::{Lora, Merge};
 use super::names::{self, Origin, Sources};
 use super::prune::{Keep, prune};
@@ -255,7 +255,7 @@ fn write_shards(
             }
         };
         let rows = job.rows.as_deref().filter(|_| name == TABLE);
-        let from = From { source: job.sources.of(part), origin, rows };
+        let from = Reading { source: job.sources.of(part), origin, rows };
         let error = named(name, convert::write(&mut writer, info, &from, delta.as_ref(), &mut written))?;
         if let Some(error) = error.filter(|&error| worst.as_ref().is_none_or(|worst| error > worst.1)) {
             worst = Some((name.clone(), error));
