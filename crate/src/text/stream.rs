@@ -90,7 +90,10 @@ impl StreamedUmt5 {
         for name in self.reader.names(&layer_prefix(index)) {
             let tensor = self.reader.tensor(&name).await?;
             raw.push(meter.hold(tensor.bytes.len() as u64));
-            largest = largest.max(4 * tensor.shape.iter().product::<usize>());
+            // A GPU takes a matrix as it is stored, the CPU widens it.
+            let turned =
+                if compute.kind == Kind::Gpu { tensor.bytes.len() } else { 4 * tensor.shape.iter().product::<usize>() };
+            largest = largest.max(turned);
             store.insert(tensor);
         }
         // A tensor is there twice for the moment in which it is turned into what the device takes.
