@@ -11,7 +11,7 @@ use kinora::engine::{DeviceChoice, Engine, GenerateRequest, wait};
 use kinora::error::Error;
 use kinora::model::manifest::{DType, Manifest};
 use kinora::model::shards::sha256_hex;
-use kinora::pack::{Export, PackOptions, pack, read_manifest};
+use kinora::pack::{Export, PackOptions, pack, read_manifest, verify};
 use kinora::text::TextEncoder;
 use kinora::text::prompts::PromptPack;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
@@ -151,6 +151,7 @@ fn a_manifest_may_name_its_pack() {
     std::fs::write(&path, manifest.to_string()).expect("writes");
     std::fs::write(dir.path().join("p.safetensors"), &bytes).expect("writes");
     without_encoder(&dir);
+    assert_eq!(verify(dir.path()).expect("a model").problem(), None, "what is left out is not missed");
     let engine = Rc::new(Engine::load_dir_streamed(dir.path(), DeviceChoice::Cpu, None).expect("loads"));
     assert!(clip(&engine, RED).expect("a clip") == want);
 
@@ -159,6 +160,8 @@ fn a_manifest_may_name_its_pack() {
     std::fs::write(dir.path().join("p.safetensors"), &damaged).expect("writes");
     let error = Engine::load_dir_streamed(dir.path(), DeviceChoice::Cpu, None).err().expect("damaged");
     assert_eq!(error.code(), "integrity");
+    let checked = verify(dir.path()).expect("a model");
+    assert_eq!(checked.problem().map(|error| error.code()), Some("integrity"));
     manifest["prompt_pack"]["path"] = json!("../p.safetensors");
     assert_eq!(Manifest::parse(&manifest.to_string()).map_err(|error| error.code()), Err("manifest"));
     manifest["prompt_pack"]["path"] = json!("tokenizer.json");
