@@ -13,7 +13,7 @@ use kinora::model::manifest::{DType, Manifest};
 use kinora::model::shards::sha256_hex;
 use kinora::pack::{Export, PackOptions, pack, read_manifest, verify};
 use kinora::text::TextEncoder;
-use kinora::text::prompts::PromptPack;
+use kinora::text::prompts::{Embeddings, PromptPack};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::{Value, json};
 
@@ -89,7 +89,7 @@ fn given_embeddings_are_checked_and_give_the_clip_of_their_prompt() {
     let dir = tiny(|_| ());
     let engine = Rc::new(Engine::load_dir(dir.path(), DeviceChoice::Cpu).expect("loads"));
     let embeddings = wait(engine.embed(CAT)).expect("embeddings");
-    let begin = |embeddings, prompt: &str| {
+    let begin = |embeddings: &Embeddings, prompt: &str| {
         let request = GenerateRequest { prompt: prompt.into(), seed: 5, ..GenerateRequest::default() };
         wait(engine.begin_with(embeddings, &request))
     };
