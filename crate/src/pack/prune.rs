@@ -96,16 +96,16 @@ fn reorder(tokenizer: &mut Value, order: &[usize]) {
             *id = json!(place);
         }
     };
-    if let Some(vocabulary) = tokenizer["model"]["vocab"].as_array_mut() {
+    // Pointers, since indexing would make what is not there.
+    if let Some(vocabulary) = tokenizer.pointer_mut("/model/vocab").and_then(Value::as_array_mut) {
         *vocabulary = order.iter().map(|&id| vocabulary[id].clone()).collect();
     }
-    change(&mut tokenizer["model"]["unk_id"]);
-    for token in tokenizer["added_tokens"].as_array_mut().into_iter().flatten() {
-        change(&mut token["id"]);
+    tokenizer.pointer_mut("/model/unk_id").into_iter().for_each(change);
+    for token in tokenizer.pointer_mut("/added_tokens").and_then(Value::as_array_mut).into_iter().flatten() {
+        token.pointer_mut("/id").into_iter().for_each(change);
     }
-    if let Some(marks) = tokenizer["post_processor"]["special_tokens"].as_object_mut() {
-        for mark in marks.values_mut() {
-            mark["ids"].as_array_mut().into_iter().flatten().for_each(change);
-        }
+    let marks = tokenizer.pointer_mut("/post_processor/special_tokens").and_then(Value::as_object_mut);
+    for mark in marks.into_iter().flat_map(|marks| marks.values_mut()) {
+        mark.pointer_mut("/ids").and_then(Value::as_array_mut).into_iter().flatten().for_each(change);
     }
 }
