@@ -8,7 +8,7 @@ use anyhow::Result;
 use clap::Args;
 use kinora::engine::{Engine, GenerateRequest};
 
-use crate::files::Device;
+use crate::files::{Device, read};
 use crate::output::{Output, Picture};
 
 /// Make a clip from a prompt
@@ -27,6 +27,9 @@ pub struct Generate {
     /// What the clip shows
     #[arg(long, value_name = "TEXT")]
     prompt: String,
+    /// Prompt pack of `kinora prompts`; a prompt that it has needs no text encoder
+    #[arg(long, value_name = "FILE")]
+    prompts: Option<PathBuf>,
     /// The same seed, prompt and size give the same clip
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -51,7 +54,9 @@ impl Generate {
     pub fn run(self) -> Result<()> {
         eprintln!("loading {}", self.model.display());
         let started = Instant::now();
-        let engine = Rc::new(Engine::load_dir(&self.model, self.device.into())?);
+        let pack = self.prompts.as_deref().map(read).transpose()?;
+        // One clip needs one prompt: the text encoder is read once, layer by layer, and never held as a whole.
+        let engine = Rc::new(Engine::load_dir_streamed(&self.model, self.device.into(), pack.as_deref())?);
         eprintln!("loaded in {:.2} s", started.elapsed().as_secs_f64());
         let Self { prompt, seed, width, height, frames, .. } = self;
         pollster::block_on(clip(&engine, &GenerateRequest { prompt, seed, width, height, frames }, &self.output))

@@ -12,6 +12,7 @@ mod output;
 mod pack;
 mod pack_family;
 mod progress;
+mod prompts;
 mod stage;
 mod verify;
 
@@ -30,6 +31,7 @@ enum Command {
     Inspect(inspect::Inspect),
     Verify(verify::Verify),
     Generate(generate::Generate),
+    Prompts(prompts::Prompts),
     Stage(stage::StageCommand),
 }
 
@@ -40,6 +42,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Inspect(command) => command.run(),
         Command::Verify(command) => command.run(),
         Command::Generate(command) => command.run(),
+        Command::Prompts(command) => command.run(),
         Command::Stage(command) => command.run(),
     }
 }

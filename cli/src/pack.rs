@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use kinora::model::manifest::DType;
 use kinora::model::quant::GROUPS;
-use kinora::pack::{Export, PackOptions, TOKENIZER_FILE, pack};
+use kinora::pack::{Export, Keep, PackOptions, TOKENIZER_FILE, pack, pack_pruned};
 use memmap2::Mmap;
 
 use crate::files::{print, read, read_text};
@@ -45,6 +45,41 @@ pub struct Pack {
     /// Longest shard in MiB
     #[arg(long, value_name = "MIB", default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..=16))]
     shard_size: u64,
+    #[command(flatten)]
+    vocabulary: Vocabulary,
+}
+
+/// What the token table is cut down to.
+#[derive(Args)]
+struct Vocabulary {
+    /// Keep only the rows of the token table that the prompts in this file need, one prompt a line; prompts with other
+    /// words are then refused
+    #[arg(long, value_name = "FILE")]
+    keep_prompts: Option<PathBuf>,
+    /// Keep the rows of these pieces, one a line as in tokenizer.json, such as ▁ball
+    #[arg(long, value_name = "FILE")]
+    keep_pieces: Option<PathBuf>,
+    /// Keep the rows of these token ids, one a line
+    #[arg(long, value_name = "FILE")]
+    keep_ids: Option<PathBuf>,
+}
+
+impl Vocabulary {
+    fn keep(&self) -> Result<Option<Keep>> {
+        let lines = |path: &Option<PathBuf>| -> Result<Vec<String>> {
+            let text = path.as_deref().map(read_text).transpose()?.unwrap_or_default();
+            Ok(text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect())
+        };
+        let ids = lines(&self.keep_ids)?;
+        let ids = ids.iter().map(|id| id.parse().with_context(|| format!("a token id must be a number: {id}")));
+        let keep = Keep {
+            prompts: lines(&self.keep_prompts)?,
+            pieces: lines(&self.keep_pieces)?,
+            ids: ids.collect::<Result<_>>()?,
+        };
+        let given = [&self.keep_prompts, &self.keep_pieces, &self.keep_ids].into_iter().any(Option::is_some);
+        Ok(given.then_some(keep))
+    }
 }
 
 fn group(text: &str) -> Result<usize, String> {
@@ -73,14 +108,15 @@ impl Pack {
             Format::Q4 => DType::Q4,
         };
         let options = PackOptions { format, group: self.group, shard_bytes: self.shard_size << 20 };
+        let keep = self.vocabulary.keep()?;
         match self.input {
-            Some(input) if !self.family.is_given() => pack_export(&input, &self.output, &options),
-            _ => self.family.run(&self.output, &options),
+            Some(input) if !self.family.is_given() => pack_export(&input, &self.output, &options, keep.as_ref()),
+            _ => self.family.run(&self.output, &options, keep),
         }
     }
 }
 
-fn pack_export(input: &Path, output: &Path, options: &PackOptions) -> Result<()> {
+fn pack_export(input: &Path, output: &Path, options: &PackOptions, keep: Option<&Keep>) -> Result<()> {
     let model_json = read_text(&input.join("model.json"))?;
     let tokenizer_json = read(&input.join(TOKENIZER_FILE))?;
     let path = input.join("weights.safetensors");
@@ -90,7 +126,10 @@ fn pack_export(input: &Path, output: &Path, options: &PackOptions) -> Result<()>
     let weights = unsafe { Mmap::map(&file) }.with_context(|| format!("cannot map {}", path.display()))?;
     eprintln!("packing {} of weights as {}", mebibytes(weights.len() as u64), options.format);
     let export = Export { model_json: &model_json, tokenizer_json: &tokenizer_json, weights: &weights };
-    let packed = pack(&export, output, options)?;
+    let packed = match keep {
+        Some(keep) => pack_pruned(&export, output, options, keep)?,
+        None => pack(&export, output, options)?,
+    };
     if let Some((name, error)) = &packed.worst {
         eprintln!("largest relative error of a quantized tensor: {:.2} % ({name})", 100.0 * error);
     }

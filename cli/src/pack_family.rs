@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::Args;
 use kinora::pack::registry::registry;
 use kinora::pack::source::Source;
-use kinora::pack::{Lora, PackOptions, Progress, Published, estimate_published, pack_published};
+use kinora::pack::{Keep, Lora, PackOptions, Progress, Published, estimate_published, pack_published};
 use serde_json::json;
 
 use crate::files::{print, read};
@@ -53,7 +53,7 @@ impl Family {
         self.family.is_some()
     }
 
-    pub fn run(self, out: &Path, options: &PackOptions) -> Result<()> {
+    pub fn run(self, out: &Path, options: &PackOptions, keep: Option<Keep>) -> Result<()> {
         let registry = registry()?;
         let wanted = |name: &Option<String>| name.clone().unwrap_or_default();
         let family = registry.family(&wanted(&self.family))?;
@@ -77,7 +77,7 @@ impl Family {
             "autoencoder": names(&autoencoder), "loras": merged,
         }});
         let model_json = family.model_json(&name, sampler, training).to_string();
-        let published = Published { model_json, tokenizer_json, transformer, text_encoder, autoencoder, loras };
+        let published = Published { model_json, tokenizer_json, transformer, text_encoder, autoencoder, loras, keep };
         if self.dry_run {
             let (summary, merged) = estimate_published(published, options)?;
             tell_merged(merged);

@@ -295,3 +295,65 @@ fn the_known_models_are_listed() {
     assert_eq!(json["sizes"].as_array().map(Vec::len), Some(3));
     assert!(json["checkpoints"].as_array().is_some_and(|list| list.len() > 5));
 }
+
+/// Packs the tiny model otherwise than the committed one is.
+fn packed_tiny(out: &Path, more: &[&str]) {
+    let input = goldens().join("tiny");
+    let arguments = ["pack", "--in", text(&input), "--out", text(out), "--format", "q8"];
+    succeed(&[&arguments[..], more].concat());
+}
+
+#[test]
+fn prompts_are_packed_and_make_the_same_clip_without_the_text_encoder() {
+    let out = folder("prompts");
+    let (model, pack) = (goldens().join("tiny-model"), out.join("p.safetensors"));
+    let (red, list) = ("a red ball", out.join("list.txt"));
+    std::fs::write(&list, "a slow cat\n\n  the blue bird \n").expect("writes");
+    succeed(&["prompts", "--model", text(&model), "--prompt", red, "--list", text(&list), "--out", text(&pack)]);
+    let [a, b] = ["a.y4m", "b.y4m"].map(|name| out.join(name));
+    let common = ["generate", "--model", text(&model), "--seed", "7", "--prompt", red, "--out"];
+    succeed(&[&common[..], &[text(&a)]].concat());
+    succeed(&[&common[..], &[text(&b), "--prompts", text(&pack)]].concat());
+    let read = |path: &Path| std::fs::read(path).expect("a video");
+    assert!(read(&a) == read(&b), "from the pack as from the prompt");
+
+    // A model without its text encoder makes the prompts of its pack and names them when it is asked for another.
+    let bare = out.join("bare");
+    packed_tiny(&bare, &[]);
+    let attach = ["prompts", "--model", text(&bare), "--attach", "--without-encoder", "--list", text(&list)];
+    let spare = succeed(&attach);
+    let files: Vec<&str> = spare.lines().collect();
+    assert!(files.contains(&"tokenizer.json"), "{spare}");
+    for file in files {
+        std::fs::remove_file(bare.join(file)).expect("a file of the encoder");
+    }
+    let clip = out.join("bare.y4m");
+    let make = |prompt: &'static str| ["generate", "--model", text(&bare), "--out", text(&clip), "--prompt", prompt];
+    succeed(&make("the blue bird"));
+    fail(&make("a red ball"), "a slow cat");
+    succeed(&["inspect", text(&bare)]);
+    fail(&[&common[..], &[text(&b), "--prompts", text(&bare.join("prompts.safetensors"))]].concat(), "text encoder of");
+    fail(&["prompts", "--model", text(&model), "--out", text(&pack)], "--prompt");
+    fail(&["prompts", "--model", text(&model), "--prompt", " ", "--out", text(&pack)], "empty");
+    fail(&[&common[..], &[text(&b), "--prompts", text(&list)]].concat(), "prompt pack cannot be used");
+    let _ = std::fs::remove_dir_all(out);
+}
+
+#[test]
+fn a_vocabulary_is_pruned_and_other_words_are_refused() {
+    let out = folder("prune");
+    let (prompts, ids) = (out.join("prompts.txt"), out.join("ids.txt"));
+    std::fs::write(&prompts, "a slow cat\n").expect("writes");
+    std::fs::write(&ids, "6\n").expect("writes");
+    let model = out.join("model");
+    packed_tiny(&model, &["--keep-prompts", text(&prompts), "--keep-ids", text(&ids)]);
+    succeed(&["verify", text(&model)]);
+    let clip = out.join("clip.y4m");
+    let make = |prompt: &'static str| ["generate", "--model", text(&model), "--out", text(&clip), "--prompt", prompt];
+    succeed(&make("a blue cat"));
+    fail(&make("a blue bird"), "bird");
+    std::fs::write(&ids, "six\n").expect("writes");
+    let input = goldens().join("tiny");
+    fail(&["pack", "--in", text(&input), "--out", text(&model), "--keep-ids", text(&ids)], "six");
+    let _ = std::fs::remove_dir_all(out);
+}

@@ -11,10 +11,14 @@ use crate::error::{Error, Result};
 use crate::generation::Generation;
 use crate::gpu::{self, GpuOptions};
 use crate::latents::noise::normal;
+use crate::model::layout::Part;
 use crate::model::manifest::{ClipSize, Manifest};
 use crate::model::shards::{ShardAssembler, verify_file};
+use crate::text::prompts::{Embeddings, PromptPack};
+use crate::text::stream::StreamedUmt5;
 use crate::text::tokenizer::{Prompt, Tokenizer};
 use crate::text::umt5::Umt5;
+use crate::text::{TextEncoder, TextPlan};
 use crate::weights::WeightStore;
 
 /// Weights widened to f32 on the CPU device at load only while they stay below this.
@@ -32,10 +36,60 @@ pub enum DeviceChoice {
     },
 }
 
+/// A prompt pack and where it came from.
+pub enum PackFile<'a> {
+    /// The one that the manifest names; its hash has to be the manifest's.
+    Named(&'a [u8]),
+    /// Any other.
+    Given(&'a [u8]),
+}
+
+/// What prompts are turned into embeddings with, besides the encoder itself.
+struct Texts {
+    tokenizer: Option<Tokenizer>,
+    pack: Option<PromptPack>,
+    /// Whether an encoder is or will be there.
+    encoder: bool,
+}
+
+impl Texts {
+    /// Token ids of a prompt that is in no pack.
+    fn ids(&self, prompt: &str) -> Result<Prompt> {
+        match &self.tokenizer {
+            Some(tokenizer) if self.encoder => tokenizer.encode(prompt),
+            _ if prompt.trim().is_empty() => Err(Error::EmptyPrompt),
+            _ => Err(PromptPack::unknown(self.pack.as_ref())),
+        }
+    }
+
+    fn check(&self, manifest: &Manifest, request: &GenerateRequest) -> Result<Checked> {
+        let size = manifest.find_size(request.width, request.height, request.frames)?;
+        if let Some(tokens) = self.pack.as_ref().and_then(|pack| pack.tokens(&request.prompt)) {
+            return Ok(Checked { tokens, unknown_words: Vec::new(), packed: true, size });
+        }
+        let Prompt { ids, unknown_words } = self.ids(&request.prompt)?;
+        Ok(Checked { tokens: ids.len(), unknown_words, packed: false, size })
+    }
+}
+
+/// What a request that can be carried out asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checked {
+    /// Tokens of the prompt, the end mark included.
+    pub tokens: usize,
+    /// Words the model never saw in training; empty where the manifest lists no vocabulary.
+    pub unknown_words: Vec<String>,
+    /// Whether the prompt is in the prompt pack and needs no text encoder.
+    pub packed: bool,
+    /// The clip.
+    pub size: ClipSize,
+}
+
 /// A model on its way into memory: manifest and tokenizer are checked, shards arrive one by one.
 pub struct Loading {
     manifest: Manifest,
-    tokenizer: Tokenizer,
+    texts: Texts,
+    plan: TextPlan,
     shards: ShardAssembler,
     store: WeightStore,
 }
@@ -43,23 +97,48 @@ pub struct Loading {
 impl Loading {
     /// Checks manifest and tokenizer and opens the device. Nothing is fetched here.
     pub async fn new(manifest: &str, tokenizer: &str, device: DeviceChoice) -> Result<Self> {
+        Self::with(manifest, Some(tokenizer), device, TextPlan::Resident, None).await
+    }
+
+    /// As [`new`](Self::new), with a say in what becomes of the text encoder, and a prompt pack.
+    ///
+    /// # Errors
+    /// Those of [`Manifest::parse`], [`Tokenizer::parse`], [`PromptPack::parse`] and [`gpu::open`];
+    /// [`Error::Integrity`] for a tokenizer or a named pack that is not what the manifest says;
+    /// [`Error::InvalidRequest`] for an encoder without its tokenizer.
+    pub async fn with(
+        manifest: &str,
+        tokenizer: Option<&str>,
+        device: DeviceChoice,
+        plan: TextPlan,
+        pack: Option<PackFile<'_>>,
+    ) -> Result<Self> {
         let manifest = Manifest::parse(manifest)?;
-        verify_file(&manifest.text_encoder.tokenizer, tokenizer.as_bytes())?;
-        let tokenizer = Tokenizer::parse(tokenizer, &manifest)?;
-        let mut compute = match device {
-            DeviceChoice::Cpu => Compute::cpu(),
-            DeviceChoice::Gpu { strict_limits } => {
-                gpu::open(GpuOptions {
-                    strict_limits,
-                    max_storage_buffer_binding_size: manifest.requires.max_storage_buffer_binding_size,
-                    max_buffer_size: manifest.requires.max_buffer_size,
-                })
-                .await?
+        let encoder = !matches!(plan, TextPlan::Absent);
+        if encoder && tokenizer.is_none() {
+            return Err(Error::InvalidRequest("a text encoder needs its tokenizer".into()));
+        }
+        let tokenizer = tokenizer.map(|text| {
+            verify_file(&manifest.text_encoder.tokenizer, text.as_bytes())?;
+            Tokenizer::parse(text, &manifest)
+        });
+        let pack = pack.map(|file| match (file, &manifest.prompt_pack) {
+            (PackFile::Named(bytes), Some(info)) => {
+                verify_file(info, bytes)?;
+                PromptPack::parse(bytes, &manifest)
             }
-        };
-        let elements: u64 = manifest.tensors.values().map(|tensor| tensor.elements() as u64).sum();
+            (PackFile::Named(_), None) => Err(Error::InvalidRequest("the manifest names no prompt pack".into())),
+            (PackFile::Given(bytes), _) => PromptPack::parse(bytes, &manifest),
+        });
+        let texts = Texts { tokenizer: tokenizer.transpose()?, pack: pack.transpose()?, encoder };
+        let mut compute = open_device(&manifest, device).await?;
+        let resident = matches!(plan, TextPlan::Resident);
+        let wanted = |name: &str| resident || !name.starts_with(Part::TextEncoder.prefix());
+        let tensors = manifest.tensors.iter().filter(|(name, _)| wanted(name));
+        let elements: u64 = tensors.map(|(_, tensor)| tensor.elements() as u64).sum();
         compute.widen_on_load = elements * 4 <= WIDEN_LIMIT_BYTES;
-        Ok(Self { shards: ShardAssembler::new(&manifest), store: WeightStore::new(compute), manifest, tokenizer })
+        let shards = ShardAssembler::of(&manifest, wanted);
+        Ok(Self { shards, store: WeightStore::new(compute), manifest, texts, plan })
     }
 
     /// The device that was opened.
@@ -72,12 +151,12 @@ impl Loading {
         &self.manifest
     }
 
-    /// The tokenizer.
-    pub fn tokenizer(&self) -> &Tokenizer {
-        &self.tokenizer
+    /// Checks a request before the shards are there.
+    pub fn check(&self, request: &GenerateRequest) -> Result<Checked> {
+        self.texts.check(&self.manifest, request)
     }
 
-    /// Shards that have not been added, in order of first use.
+    /// Shards that have to be added and have not been, in order of first use.
     pub fn missing_shards(&self) -> Vec<usize> {
         self.shards.missing()
     }
@@ -97,14 +176,35 @@ impl Loading {
             return Err(Error::InvalidRequest(format!("{} shards have not been loaded yet", missing.len())));
         }
         let compute = self.store.compute().clone();
+        let text_encoder = match self.plan {
+            TextPlan::Resident => TextEncoder::Resident(Umt5::load(&self.manifest.text_encoder, &mut self.store)?),
+            TextPlan::Streamed(source) => TextEncoder::Streamed(StreamedUmt5::new(&self.manifest, source)),
+            TextPlan::Absent => TextEncoder::Absent,
+        };
         Ok(Engine {
-            text_encoder: Umt5::load(&self.manifest.text_encoder, &mut self.store)?,
+            text_encoder,
             denoiser: Wan::load(&self.manifest.transformer, &mut self.store)?,
             autoencoder: Taehv::load(&self.manifest.autoencoder, &mut self.store)?,
             manifest: self.manifest,
-            tokenizer: self.tokenizer,
+            texts: self.texts,
             compute,
         })
+    }
+}
+
+/// Opens a device with the limits that a model asks for.
+pub(crate) async fn open_device(manifest: &Manifest, device: DeviceChoice) -> Result<Compute> {
+    let requires = &manifest.requires;
+    match device {
+        DeviceChoice::Cpu => Ok(Compute::cpu()),
+        DeviceChoice::Gpu { strict_limits } => {
+            gpu::open(GpuOptions {
+                strict_limits,
+                max_storage_buffer_binding_size: requires.max_storage_buffer_binding_size,
+                max_buffer_size: requires.max_buffer_size,
+            })
+            .await
+        }
     }
 }
 
@@ -112,10 +212,10 @@ impl Loading {
 pub struct Engine {
     /// What the model is.
     pub manifest: Manifest,
-    /// Prompts to ids.
-    pub tokenizer: Tokenizer,
+    /// Prompts to ids, and the prompts that need none.
+    texts: Texts,
     /// Ids to embeddings.
-    pub text_encoder: Umt5,
+    pub text_encoder: TextEncoder,
     /// Latents to velocities.
     pub denoiser: Wan,
     /// Latents to frames and back.
@@ -141,48 +241,79 @@ pub struct GenerateRequest {
 }
 
 impl Engine {
-    /// Loads a model directory (native only).
-    #[cfg(not(target_family = "wasm"))]
-    pub fn load_dir(dir: &std::path::Path, device: DeviceChoice) -> Result<Self> {
-        let read = |path: &std::path::Path| {
-            std::fs::read(path).map_err(|e| Error::InvalidRequest(format!("{} cannot be read ({e})", path.display())))
-        };
-        let text = |path: &std::path::Path| {
-            String::from_utf8(read(path)?).map_err(|_| Error::Manifest(format!("{} is not UTF-8", path.display())))
-        };
-        let manifest = text(&dir.join("manifest.json"))?;
-        let tokenizer_path = Manifest::parse(&manifest)?.text_encoder.tokenizer.path;
-        let tokenizer = text(&dir.join(tokenizer_path))?;
-        let mut loading = wait(Loading::new(&manifest, &tokenizer, device))?;
-        for index in loading.missing_shards() {
-            let path = dir.join(&loading.manifest.shards[index].path);
-            loading.add_shard(index, read(&path)?)?;
-        }
-        loading.finish()
+    /// Prompts to ids; `None` where the model was loaded for a prompt pack alone.
+    pub fn tokenizer(&self) -> Option<&Tokenizer> {
+        self.texts.tokenizer.as_ref()
     }
 
     /// Checks a request without running anything.
-    pub fn check(&self, request: &GenerateRequest) -> Result<(Prompt, ClipSize)> {
-        check(&self.manifest, &self.tokenizer, request)
+    ///
+    /// # Errors
+    /// [`Error::UnsupportedSize`], those of [`Tokenizer::encode`], and [`Error::UnknownPrompt`] for a prompt that is
+    /// not in the prompt pack where there is no text encoder.
+    pub fn check(&self, request: &GenerateRequest) -> Result<Checked> {
+        self.texts.check(&self.manifest, request)
+    }
+
+    /// Turns a prompt into embeddings: those of the prompt pack where it has them, else what the text encoder gives.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check) and [`TextEncoder::encode`].
+    pub async fn embed(&self, prompt: &str) -> Result<Embeddings> {
+        if let Some(found) = self.texts.pack.as_ref().and_then(|pack| pack.embeddings(prompt)) {
+            return Ok(found);
+        }
+        let prompt = self.texts.ids(prompt)?;
+        let texts: Vec<&[u32]> = std::iter::once(prompt.ids.as_slice()).chain(self.negative_ids()).collect();
+        let mut all = self.text_encoder.encode_all(&self.compute, &texts).await?.into_iter();
+        let prompt = all.next().ok_or_else(|| Error::Internal("the text encoder gave nothing".into()))?;
+        Ok(Embeddings { prompt, negative: all.next() })
+    }
+
+    fn negative_ids(&self) -> Option<&[u32]> {
+        self.texts.tokenizer.as_ref().and_then(Tokenizer::negative)
     }
 
     /// Encodes the prompt. Nothing of the clip is made yet.
+    ///
+    /// # Errors
+    /// As [`embed`](Self::embed) and [`begin_with`](Self::begin_with).
     pub async fn begin(self: &Rc<Self>, request: &GenerateRequest) -> Result<Generation> {
-        let (prompt, size) = self.check(request)?;
-        let embeddings = self.text_encoder.encode(&self.compute, &prompt.ids).await?;
+        // A wrong size should not cost the encoder's work.
+        self.check(request)?;
+        let embeddings = self.embed(&request.prompt).await?;
+        self.begin_with(&embeddings, request).await
+    }
+
+    /// Begins a clip from given embeddings; the request's prompt is not looked at. The same embeddings give the same
+    /// clip as the prompt that they came from.
+    ///
+    /// # Errors
+    /// [`Error::UnsupportedSize`]; [`Error::InvalidRequest`] for embeddings of the wrong shape, with a number that is
+    /// not finite, or without the negative ones in a guided model.
+    pub async fn begin_with(self: &Rc<Self>, embeddings: &Embeddings, request: &GenerateRequest) -> Result<Generation> {
+        let size = self.manifest.find_size(request.width, request.height, request.frames)?;
         let shape = self.manifest.latent_shape(size.width, size.height, size.frames);
-        Ok(Generation::new(self.clone(), size, shape, self.conditions(embeddings).await?, request.seed))
+        Ok(Generation::new(self.clone(), size, shape, self.conditions(embeddings)?, request.seed))
     }
 
     /// What the denoiser is asked for, and what it is led away from where the model is guided.
-    async fn conditions(&self, embeddings: Vec<f32>) -> Result<Conditions> {
-        let config = &self.manifest.text_encoder;
-        let context = |embeddings| self.denoiser.text_context(&self.compute, embeddings, config.max_tokens);
-        let mut free = None;
-        if let Some(ids) = self.tokenizer.negative() {
-            free = Some(context(self.text_encoder.encode(&self.compute, ids).await?)?);
-        }
-        Ok(Conditions { captioned: context(embeddings)?, free })
+    fn conditions(&self, embeddings: &Embeddings) -> Result<Conditions> {
+        let most = self.manifest.text_encoder.max_tokens;
+        let context = |values: &Vec<f32>| {
+            if let Some(value) = values.iter().find(|value| !value.is_finite()) {
+                return Err(Error::InvalidRequest(format!("the text embeddings hold {value}, not a finite number")));
+            }
+            self.denoiser.text_context(&self.compute, values.clone(), most)
+        };
+        let free = match &embeddings.negative {
+            Some(values) if self.manifest.guided() => Some(context(values)?),
+            None if self.manifest.guided() => {
+                return Err(Error::InvalidRequest("a guided model needs the embeddings of its negative prompt".into()));
+            }
+            _ => None,
+        };
+        Ok(Conditions { captioned: context(&embeddings.prompt)?, free })
     }
 
     /// All steps on given noise `[C, F, H, W]`: what `kinora stage sample` runs. Not for causal models, which never see
@@ -191,7 +322,11 @@ impl Engine {
         if self.manifest.sampler.causal.is_some() {
             return Err(Error::InvalidRequest("a causal model makes its clips chunk by chunk, use generate".into()));
         }
-        let text = self.conditions(embeddings).await?;
+        let negative = match self.negative_ids() {
+            Some(ids) => Some(self.text_encoder.encode(&self.compute, ids).await?),
+            None => None,
+        };
+        let text = self.conditions(&Embeddings { prompt: embeddings, negative })?;
         let mut sampler = Sampler::new(&self.manifest.sampler);
         let fresh = |index: usize| normal(0, index as u32 + 1, shape.iter().product());
         let mut latents = sampler.start(noise);
@@ -240,12 +375,6 @@ pub(crate) struct Conditions {
     pub(crate) captioned: TextContext,
     /// Of the negative prompt, where there is guidance.
     free: Option<TextContext>,
-}
-
-/// Checks a request against a manifest, before or after the shards are there.
-pub fn check(manifest: &Manifest, tokenizer: &Tokenizer, request: &GenerateRequest) -> Result<(Prompt, ClipSize)> {
-    let size = manifest.find_size(request.width, request.height, request.frames)?;
-    Ok((tokenizer.encode(&request.prompt)?, size))
 }
 
 impl Compute {

@@ -46,6 +46,24 @@ pub enum Error {
         max: usize,
     },
 
+    /// A prompt pack is damaged, or was made with another text encoder.
+    #[error("The prompt pack cannot be used: {0}. Make it again with `kinora prompts` and the model that it is for.")]
+    PromptPack(String),
+
+    /// A prompt that is in no prompt pack, where there is no text encoder that could read it.
+    #[error("The text encoder is not here and the prompt pack does not have this prompt. It has: {prompts}.")]
+    UnknownPrompt {
+        /// The prompts there are, as text.
+        prompts: String,
+    },
+
+    /// A prompt with words whose rows were cut out of the token table.
+    #[error("This model's vocabulary was pruned and lacks a part of the prompt. Use other words. Not known: {pieces}.")]
+    PrunedPrompt {
+        /// What is missing, as text.
+        pieces: String,
+    },
+
     /// A clip size the model was not made for.
     #[error("This model cannot make {frames} frames of {width}x{height} pixels. Choose one of: {supported}.")]
     UnsupportedSize {
@@ -107,6 +125,9 @@ impl Error {
             Self::Tokenizer(_) => "tokenizer",
             Self::EmptyPrompt => "empty-prompt",
             Self::PromptTooLong { .. } => "prompt-too-long",
+            Self::PromptPack(_) => "prompt-pack",
+            Self::UnknownPrompt { .. } => "unknown-prompt",
+            Self::PrunedPrompt { .. } => "pruned-prompt",
             Self::UnsupportedSize { .. } => "unsupported-size",
             Self::InvalidRequest(_) => "invalid-request",
             Self::UnsupportedWebgpu(_) => "unsupported-webgpu",

@@ -8,6 +8,8 @@
 pub mod compute;
 pub mod decode;
 pub mod denoise;
+#[cfg(not(target_family = "wasm"))]
+pub mod directory;
 pub mod engine;
 pub mod error;
 pub mod frames;

@@ -78,6 +78,16 @@ impl Linear {
         Ok(Self { weight, bias, spec })
     }
 
+    /// Bytes of its weights as they are held, in host memory or on the device.
+    pub fn held_bytes(&self) -> u64 {
+        let weight = match &self.weight {
+            Weight::Dense(weight) => 4 * weight.dims().iter().product::<usize>(),
+            Weight::Packed(raw) => raw.bytes.len(),
+            Weight::Words(words) => 4 * words.dims()[0],
+        };
+        (weight + 4 * self.bias.dims()[0]) as u64
+    }
+
     /// `[M, in]` -> `[M, out]`.
     pub fn forward(&self, x: Tensor<2>, activation: Activation) -> Tensor<2> {
         let weight = match &self.weight {

@@ -23,10 +23,12 @@ use crate::model::manifest::{
 };
 use crate::model::shards::{named, sha256_hex};
 use crate::model::{quant, validate};
+use crate::text::umt5::TABLE;
 
 mod convert;
 mod lora;
 mod names;
+mod prune;
 mod published;
 pub mod registry;
 mod report;
@@ -35,6 +37,8 @@ mod staging;
 mod writer;
 
 pub use lora::Lora;
+pub use prune::Keep;
+use prune::{Pruned, prune};
 pub use published::{PackedPublished, Progress, Published, estimate_published, pack_published};
 pub use report::{FileCheck, FormatTotals, PartTotals, ShardTotals, Summary, Verification};
 pub use report::{inspect, read_file, read_manifest, verify};
@@ -96,18 +100,44 @@ pub struct Packed {
 /// tensors, or the first one with a number that is not finite; [`Error::InvalidRequest`] for wrong options and for
 /// files that cannot be written. After an error `out` has no new files.
 pub fn pack(export: &Export<'_>, out: &Path, options: &PackOptions) -> Result<Packed> {
+    pack_kept(export, out, options, None)
+}
+
+/// As [`pack`], with a vocabulary cut down to the tokens that are to be kept.
+///
+/// # Errors
+/// As [`pack`]; [`Error::Tokenizer`] for a tokenizer that is no Unigram model, and [`Error::InvalidRequest`] for tokens
+/// that it does not have.
+pub fn pack_pruned(export: &Export<'_>, out: &Path, options: &PackOptions, keep: &Keep) -> Result<Packed> {
+    let pruned = prune(export.model_json, export.tokenizer_json, keep)?;
+    pack_kept(export, out, options, Some(&pruned))
+}
+
+fn pack_kept(export: &Export<'_>, out: &Path, options: &PackOptions, pruned: Option<&Pruned>) -> Result<Packed> {
     let PackOptions { format, group, shard_bytes } = *options;
     check_options(options)?;
+    let whole = typed(&read_model(export)?)?;
+    validate::config(&whole)?;
+    let export = &match pruned {
+        Some(Pruned { model_json, tokenizer_json, .. }) => Export { model_json, tokenizer_json, ..*export },
+        None => *export,
+    };
     let mut model = read_model(export)?;
     let config = typed(&model)?;
     validate::config(&config)?;
     let weights = SafeTensors::deserialize(export.weights)
         .map_err(|error| Error::Tensor(format!("weights.safetensors cannot be read, {error}")))?;
-    let expected = layout::expected(&config);
-    let views: BTreeMap<String, TensorView<'_>> = weights.tensors().into_iter().collect();
-    layout::compare(&expected, &views.iter().map(|(name, view)| (name.as_str(), view.shape())).collect())?;
+    let mut views: BTreeMap<String, TensorView<'_>> = weights.tensors().into_iter().collect();
+    let found = views.iter().map(|(name, view)| (name.as_str(), view.shape())).collect();
+    layout::compare(&layout::expected(&whole), &found)?;
+    let table = pruned.map(|pruned| kept_rows(&views[TABLE], &pruned.rows));
+    if let (Some((shape, bytes)), Some(view)) = (&table, views.get_mut(TABLE)) {
+        let cut = TensorView::new(view.dtype(), shape.clone(), bytes);
+        *view = cut.map_err(|error| Error::Internal(format!("the token table could not be cut ({error})")))?;
+    }
 
-    let plan = plan(&expected, group, shard_bytes, |tensor, divides| by_role(format, tensor.role, divides))?;
+    let plan =
+        plan(&layout::expected(&config), group, shard_bytes, |tensor, divides| by_role(format, tensor.role, divides))?;
     let staging = Staging::new(out)?;
     let mut writer = ShardWriter::new(&staging.path, &config.name, plan.shards);
     let mut worst: Option<(String, f64)> = None;
@@ -231,6 +261,14 @@ fn plan(
     Ok(Plan { tensors, shards })
 }
 
+/// Shape and bytes of some rows of a matrix.
+fn kept_rows(view: &TensorView<'_>, rows: &[usize]) -> (Vec<usize>, Vec<u8>) {
+    let (shape, data) = (view.shape(), view.data());
+    let row = data.len() / shape[0];
+    let bytes = rows.iter().flat_map(|&index| &data[index * row..(index + 1) * row]).copied().collect();
+    (vec![rows.len(), shape[1]], bytes)
+}
+
 /// Converts and writes one tensor; gives the relative error where it was quantized.
 fn write_tensor(writer: &mut ShardWriter<'_>, info: &TensorInfo, view: &TensorView<'_>) -> Result<Option<f64>> {
     let TensorInfo { dtype, shape, group, .. } = info;
@@ -278,8 +316,7 @@ fn fill_requirements(model: &mut Value) -> Result<()> {
     let mut manifest = typed(model)?;
     let activation = largest_activation(&manifest);
     // The token table stays out of device buffers: a prompt needs a few of its rows.
-    let table = "text_encoder.shared.weight";
-    let on_device = manifest.tensors.iter().filter(|(name, _)| *name != table);
+    let on_device = manifest.tensors.iter().filter(|(name, _)| *name != TABLE);
     let weight = on_device.map(|(_, info)| 4 * info.elements() as u64).max().unwrap_or(0);
     let mebibytes = |bytes: u64| bytes.next_multiple_of(1 << 20);
     let buffer = mebibytes(activation.max(weight));

@@ -3,17 +3,24 @@
 //! Every failure is a JavaScript `Error` with the properties `code` and `retryable`; nothing here panics on bad input.
 
 use std::cell::RefCell;
+use std::pin::Pin;
 use std::rc::Rc;
 
-use js_sys::{Object, Reflect, Uint8Array};
+use js_sys::{Function, Object, Promise, Reflect, Uint8Array};
 use serde::Serialize;
 use wasm_bindgen::prelude::*;
+use wasm_bindgen_futures::JsFuture;
 
-use crate::engine::{self, DeviceChoice, Engine, GenerateRequest, Loading};
+use crate::engine::{DeviceChoice, Engine, GenerateRequest, Loading, PackFile};
 use crate::error::{Error, Result};
 use crate::generation::Generation;
+use crate::model::layout::Part;
+use crate::model::manifest::{Manifest, ShardInfo};
+use crate::model::reader::ShardSource;
+use crate::model::shards::verify_file;
 use crate::selftest;
 use crate::stage::{self, Stage};
+use crate::text::TextPlan;
 
 /// Panics and the runtime's log lines go to the console: an engine bug must leave a trace.
 #[wasm_bindgen(start)]
@@ -68,6 +75,44 @@ struct CreateOptions {
     device: String,
     #[serde(default)]
     strict_limits: bool,
+    #[serde(default)]
+    text_encoder: TextEncoderOption,
+    #[serde(default)]
+    prompt_pack_named: bool,
+}
+
+#[derive(Default, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum TextEncoderOption {
+    #[default]
+    Resident,
+    Streamed,
+    Absent,
+}
+
+/// Shards that the page hands in when they are asked for.
+struct PageShards(Function);
+
+impl ShardSource for PageShards {
+    fn read<'a>(&'a self, index: usize, info: &'a ShardInfo) -> Pin<Box<dyn Future<Output = Result<Vec<u8>>> + 'a>> {
+        let failed = |thrown: JsValue| {
+            let message = thrown.dyn_ref::<js_sys::Error>().map(|error| String::from(error.message()));
+            let message = message.or(thrown.as_string()).unwrap_or_default();
+            Error::InvalidRequest(format!("{} could not be read from storage ({message})", info.path))
+        };
+        Box::pin(async move {
+            let promise = self.0.call1(&JsValue::UNDEFINED, &(index as u32).into()).map_err(failed)?;
+            let bytes = JsFuture::from(Promise::resolve(&promise)).await.map_err(failed)?;
+            let bytes: Uint8Array =
+                bytes.dyn_into().map_err(|_| Error::InvalidRequest("readShard did not give a Uint8Array".into()))?;
+            Ok(bytes.to_vec())
+        })
+    }
+}
+
+/// A property of the options that is no plain data; undefined if it is not there.
+fn property(options: &JsValue, name: &str) -> JsValue {
+    Reflect::get(options, &name.into()).unwrap_or(JsValue::UNDEFINED)
 }
 
 #[derive(Serialize)]
@@ -83,6 +128,7 @@ struct Info {
 struct Checked {
     tokens: usize,
     unknown_words: Vec<String>,
+    packed: bool,
 }
 
 enum State {
@@ -101,8 +147,17 @@ pub struct WebEngine {
 
 #[wasm_bindgen(js_class = Engine)]
 impl WebEngine {
-    /// `options`: `{device: "webgpu" | "cpu", strictLimits?: boolean}`.
-    pub async fn create(manifest_json: String, tokenizer_json: String, options: JsValue) -> Result<WebEngine, JsValue> {
+    /// `options`: `{device: "webgpu" | "cpu", strictLimits?: boolean, textEncoder?: "resident" | "streamed" | "absent",
+    /// readShard?: (index: number) => Promise<Uint8Array>, promptPack?: Uint8Array, promptPackNamed?: boolean}`.
+    /// A streamed encoder needs `readShard`, an absent one no tokenizer. `promptPackNamed` says that the pack is the one
+    /// that the manifest names.
+    pub async fn create(
+        manifest_json: String,
+        tokenizer_json: Option<String>,
+        options: JsValue,
+    ) -> Result<WebEngine, JsValue> {
+        let read_shard = property(&options, "readShard").dyn_into::<Function>();
+        let pack = property(&options, "promptPack").dyn_into::<Uint8Array>().map(|bytes| bytes.to_vec()).ok();
         let options: CreateOptions = from_js(options, "options")?;
         let device = match options.device.as_str() {
             "cpu" => DeviceChoice::Cpu,
@@ -111,7 +166,17 @@ impl WebEngine {
                 return Err(thrown(Error::InvalidRequest(format!("there is no device {other}, only webgpu and cpu"))));
             }
         };
-        let loading = Loading::new(&manifest_json, &tokenizer_json, device).await.map_err(thrown)?;
+        let plan = match (options.text_encoder, read_shard) {
+            (TextEncoderOption::Resident, _) => TextPlan::Resident,
+            (TextEncoderOption::Absent, _) => TextPlan::Absent,
+            (TextEncoderOption::Streamed, Ok(read)) => TextPlan::Streamed(Box::new(PageShards(read))),
+            (TextEncoderOption::Streamed, Err(_)) => {
+                return Err(thrown(Error::InvalidRequest("a streamed text encoder needs readShard".into())));
+            }
+        };
+        let pack = pack.as_deref().map(if options.prompt_pack_named { PackFile::Named } else { PackFile::Given });
+        let loading = Loading::with(&manifest_json, tokenizer_json.as_deref(), device, plan, pack);
+        let loading = loading.await.map_err(thrown)?;
         let compute = loading.compute();
         let info = Info {
             device: compute.name(),
@@ -153,6 +218,33 @@ impl WebEngine {
         Ok(())
     }
 
+    /// Indices of the shards that only the text encoder needs; they are not to be added where it is streamed.
+    #[wasm_bindgen(js_name = textShards)]
+    pub fn text_shards(&self) -> Result<Vec<u32>, JsValue> {
+        self.with_manifest(|manifest| {
+            let rest = manifest.shards_of(|name| !name.starts_with(Part::TextEncoder.prefix()));
+            Ok((0..manifest.shards.len()).filter(|index| !rest.contains(index)).map(|index| index as u32).collect())
+        })
+    }
+
+    /// Verifies a shard (length and SHA-256) that is kept for the streamed text encoder.
+    #[wasm_bindgen(js_name = verifyShard)]
+    pub fn verify_shard(&self, index: u32, bytes: &[u8]) -> Result<(), JsValue> {
+        self.with_manifest(|manifest| match manifest.shards.get(index as usize) {
+            Some(info) => verify_file(info, bytes),
+            None => Err(Error::InvalidRequest(format!("there is no shard {index}"))),
+        })
+    }
+
+    fn with_manifest<T>(&self, work: impl FnOnce(&Manifest) -> Result<T>) -> Result<T, JsValue> {
+        let result = match &*self.state.borrow() {
+            State::Loading(loading) => work(loading.manifest()),
+            State::Ready(engine) => work(&engine.manifest),
+            State::Failed => Err(Error::InvalidRequest("the model could not be built".into())),
+        };
+        result.map_err(thrown)
+    }
+
     fn ready(&self) -> Result<Rc<Engine>, JsValue> {
         match &*self.state.borrow() {
             State::Ready(engine) => Ok(engine.clone()),
@@ -180,12 +272,12 @@ impl WebEngine {
     pub fn check(&self, request: JsValue) -> Result<JsValue, JsValue> {
         let request: GenerateRequest = from_js(request, "the request")?;
         let checked = match &*self.state.borrow() {
-            State::Loading(loading) => engine::check(loading.manifest(), loading.tokenizer(), &request),
+            State::Loading(loading) => loading.check(&request),
             State::Ready(engine) => engine.check(&request),
             State::Failed => Err(Error::InvalidRequest("the model could not be built".into())),
         };
-        let (prompt, _) = checked.map_err(thrown)?;
-        to_js(&Checked { tokens: prompt.ids.len(), unknown_words: prompt.unknown_words })
+        let checked = checked.map_err(thrown)?;
+        to_js(&Checked { tokens: checked.tokens, unknown_words: checked.unknown_words, packed: checked.packed })
     }
 
     /// Encodes the prompt and draws the noise.

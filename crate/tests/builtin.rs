@@ -75,7 +75,7 @@ fn a_whole_run_matches_pytorch_on_the_same_weights() {
     let all = SafeTensors::deserialize(&golden.file).expect("safetensors");
     let floats_of = |name: &str| floats(&all.tensor(name).expect(name));
 
-    let prompt = engine.tokenizer.encode(&golden.prompt).expect("encodes");
+    let prompt = engine.tokenizer().expect("a tokenizer").encode(&golden.prompt).expect("encodes");
     let ids: Vec<u8> = prompt.ids.iter().flat_map(|id| id.to_le_bytes()).collect();
     assert_eq!(ids, all.tensor("input_ids").expect("ids").data());
     let embeddings = wait(engine.text_encoder.encode(&engine.compute, &prompt.ids)).expect("encodes");

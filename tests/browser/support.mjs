@@ -12,10 +12,11 @@ const SITE = process.env.KINORA_SITE ?? fileURLToPath(new URL('../../web/dist', 
 export const TINY = 'model=tiny';
 
 /**
- * @param {{gpu?: 'software' | 'any', arguments?: string[], base?: string}} options passed to the browser and the server
+ * @param {{gpu?: 'software' | 'any', arguments?: string[], base?: string, shardBytes?: number}} options passed to the browser,
+ * the server and the tiny model
  */
-export async function start({ gpu = 'software', arguments: more = [], base = '/' } = {}) {
-	const tiny = await packTiny();
+export async function start({ gpu = 'software', arguments: more = [], base = '/', shardBytes } = {}) {
+	const tiny = await packTiny({ shardBytes });
 	const server = await serve({ directory: SITE, base, mounts: { 'tiny/': tiny.folder } });
 	const browser = await launch({ gpu, arguments: more });
 	const contexts = new Set();

@@ -20,8 +20,11 @@ function order(name) {
 	return place < 0 ? FIRST_USE.length : place;
 }
 
-/** @returns {Promise<{folder: string, manifest: object, remove: () => Promise<void>}>} */
-export async function packTiny() {
+/**
+ * @param {{shardBytes?: number}} options
+ * @returns {Promise<{folder: string, manifest: object, remove: () => Promise<void>}>}
+ */
+export async function packTiny({ shardBytes = SHARD_BYTES } = {}) {
 	const folder = await mkdtemp(join(tmpdir(), 'kinora-tiny-'));
 	const manifest = JSON.parse(await readFile(join(SOURCE, 'model.json'), 'utf8'));
 	const tokenizer = await readFile(join(SOURCE, 'tokenizer.json'));
@@ -38,19 +41,19 @@ export async function packTiny() {
 		length += gap;
 		const parts = [];
 		for (let from = length; from < length + bytes.length; ) {
-			const shard = Math.floor(from / SHARD_BYTES);
-			const to = Math.min(length + bytes.length, (shard + 1) * SHARD_BYTES);
-			parts.push({ shard, offset: from - shard * SHARD_BYTES, bytes: to - from });
+			const shard = Math.floor(from / shardBytes);
+			const to = Math.min(length + bytes.length, (shard + 1) * shardBytes);
+			parts.push({ shard, offset: from - shard * shardBytes, bytes: to - from });
 			from = to;
 		}
 		tensors[name] = { dtype: 'f32', shape, parts };
 		length += bytes.length;
 	}
 	const all = Buffer.concat(stream);
-	const count = Math.ceil(all.length / SHARD_BYTES);
+	const count = Math.ceil(all.length / shardBytes);
 	const shards = [];
 	for (let index = 0; index < count; index++) {
-		const bytes = all.subarray(index * SHARD_BYTES, (index + 1) * SHARD_BYTES);
+		const bytes = all.subarray(index * shardBytes, (index + 1) * shardBytes);
 		const path = `tiny-${String(index + 1).padStart(5, '0')}-of-${String(count).padStart(5, '0')}.bin`;
 		await writeFile(join(folder, path), bytes);
 		shards.push({ path, bytes: bytes.length, sha256: sha256(bytes) });

@@ -3,7 +3,7 @@
  */
 import { KinoraError, aborted, fromWire, type ErrorCode } from './errors.js';
 import { ADAPTER_TIMEOUT, withoutGpu, type ProbeReport } from './probe.js';
-import type { CallName, Calls, FromWorker, OpenArguments, OpenResult, ToWorker } from './protocol.js';
+import type { CallName, Calls, FromWorker, LoadArguments, OpenArguments, OpenResult, ToWorker } from './protocol.js';
 
 declare const __BUILD__: string;
 
@@ -30,11 +30,16 @@ export class Client {
 	#rejectReady: (error: KinoraError) => void = () => undefined;
 	#pending = new Map<number, Pending>();
 	#nextId = 1;
-	#opened: { key: string; result: OpenResult; loaded: boolean } | undefined;
+	#opened: { key: string; result: OpenResult; loaded: boolean; encoder: boolean } | undefined;
 
 	/** Whether the model is on the device already, so that a generation needs no download. */
 	get loaded(): boolean {
 		return this.#opened?.loaded ?? false;
+	}
+
+	/** Whether prompts that are in no pack can be made without a download. */
+	get encoderLoaded(): boolean {
+		return this.#opened?.encoder ?? false;
 	}
 
 	/** Asks the GPU who it is. A GPU that says nothing for five seconds costs the worker, not the page. */
@@ -69,15 +74,16 @@ export class Client {
 			this.#end(aborted());
 		}
 		const result = await this.call('open', input, options);
-		this.#opened = { key, result, loaded: false };
+		this.#opened = { key, result, loaded: false, encoder: false };
 		return result;
 	}
 
-	async load(options: CallOptions<'load'> = {}): Promise<Calls['load']['result']> {
+	async load(input: LoadArguments, options: CallOptions<'load'> = {}): Promise<Calls['load']['result']> {
 		const opened = this.#opened;
-		const result = await this.call('load', {}, options);
+		const result = await this.call('load', input, options);
 		if (opened) {
 			opened.loaded = true;
+			opened.encoder = result.encoder;
 		}
 		return result;
 	}
@@ -111,6 +117,9 @@ export class Client {
 		} catch (error) {
 			if (error instanceof KinoraError && FATAL.includes(error.code)) {
 				this.#end(error);
+			} else if (error instanceof KinoraError && error.code === 'storage' && this.#opened) {
+				// What was stored is gone; the next run fetches it again.
+				this.#opened.encoder = false;
 			}
 			throw error;
 		} finally {

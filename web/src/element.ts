@@ -4,7 +4,8 @@
  *
  * Attributes: `src` (address of the manifest), `prompt`, `seed`, `size` (`176x96`, or `176x96x17` with the number of
  * frames; one that the manifest offers, its first if absent), `device` (`auto`, `webgpu` or `cpu`), `limits`
- * (`default` asks the GPU for the WebGPU default limits only). Events: `statechange`, `progress`, `frame`, `notice`,
+ * (`default` asks the GPU for the WebGPU default limits only), `prompts` (address of a prompt pack, in place of the one that
+ * the manifest may name), `text-encoder` (`resident`, `streamed` or `auto`). Events: `statechange`, `progress`, `frame`, `notice`,
  * `result`, `error`.
  */
 import { Client } from './client.js';
@@ -16,7 +17,7 @@ import { parseManifest, type ClipSize, type ModelManifest } from './manifest.js'
 import { STAGES } from './messages.js';
 import { Pace, Progress, type Stage } from './progress.js';
 import type { ProbeReport } from './probe.js';
-import type { GenerateEvent } from './protocol.js';
+import type { GenerateEvent, OpenArguments } from './protocol.js';
 import type { EncodedClip } from './encode.js';
 
 export type State = 'idle' | 'loading' | 'generating' | 'encoding' | 'done' | 'error';
@@ -113,7 +114,7 @@ const STYLE = `
 `;
 
 /** Failures that a newer manifest may cure: the site can have been updated since this page was opened. */
-const STALE: readonly ErrorCode[] = ['network', 'integrity', 'manifest', 'tensor', 'tokenizer'];
+const STALE: readonly ErrorCode[] = ['network', 'integrity', 'manifest', 'tensor', 'tokenizer', 'prompt-pack'];
 
 function seedOf(value: string | null): number | undefined {
 	return value === null || value.trim() === '' ? undefined : Number(value);
@@ -146,7 +147,7 @@ function unlessAborted<Value>(work: Promise<Value>, signal: AbortSignal): Promis
 }
 
 export class KinoraVideo extends HTMLElement {
-	static readonly observedAttributes = ['src', 'device', 'limits', 'size'];
+	static readonly observedAttributes = ['src', 'device', 'limits', 'size', 'prompts', 'text-encoder'];
 
 	readonly #client = new Client();
 	readonly #canvas = document.createElement('canvas');
@@ -249,7 +250,7 @@ export class KinoraVideo extends HTMLElement {
 		});
 		const manifest = parseManifest(this.#manifestText);
 		const probe = forced === 'cpu' ? undefined : await this.#client.probe(manifest.features);
-		const stored = await (await ShardStore.open()).has(manifest.shards);
+		const stored = await (await ShardStore.open()).has(manifest.firstShards);
 		this.#device = forced ?? probe?.device ?? 'cpu';
 		return { manifest, probe, device: this.#device, stored };
 	}
@@ -365,15 +366,19 @@ export class KinoraVideo extends HTMLElement {
 		const encoding = import('./encode.js');
 		encoding.catch(() => undefined);
 		const opened = await this.#client.open(
-			{ manifestUrl: this.#manifestUrl, manifest: this.#manifestText, device, strictLimits: this.getAttribute('limits') === 'default' },
+			this.#openArguments(device),
 			{ signal, onEvent: ({ loaded, total }) => report('engine', loaded / total) },
 		);
 		// Before the weights: a prompt the model cannot take should not cost a download.
-		const { unknownWords } = await this.#client.call('check', request, { signal });
+		const { unknownWords, packed } = await this.#client.call('check', request, { signal });
 		if (unknownWords.length > 0) {
 			this.#emit('notice', { unknownWords });
 		}
-		const loaded = await this.#load(signal, report);
+		if (wasLoaded && !packed && !this.#client.encoderLoaded) {
+			// The first prompt that is in no pack.
+			progress.begin(['download', 'text', 'denoise', 'decode', 'encode']);
+		}
+		const loaded = await this.#load(!packed, signal, report);
 		const { encodeClip } = await encoding.catch((cause: unknown) => {
 			throw new KinoraError('network', 'The video encoder could not be downloaded.', { retryable: true, cause });
 		});
@@ -421,12 +426,25 @@ export class KinoraVideo extends HTMLElement {
 		};
 	}
 
-	async #load(signal: AbortSignal, report: (stage: Stage, fraction: number) => void) {
-		if (this.#client.loaded) {
+	#openArguments(device: Device): OpenArguments {
+		const prompts = this.getAttribute('prompts');
+		const textEncoder = this.getAttribute('text-encoder');
+		return {
+			manifestUrl: this.#manifestUrl,
+			manifest: this.#manifestText,
+			device,
+			strictLimits: this.getAttribute('limits') === 'default',
+			promptPackUrl: prompts === null ? undefined : new URL(prompts, document.baseURI).href,
+			textEncoder: textEncoder === 'resident' || textEncoder === 'streamed' ? textEncoder : 'auto',
+		};
+	}
+
+	async #load(encoder: boolean, signal: AbortSignal, report: (stage: Stage, fraction: number) => void) {
+		if (this.#client.loaded && (!encoder || this.#client.encoderLoaded)) {
 			return { checks: [], bytes: 0, bytesFromCache: 0, stored: true, timings: { download: 0, warmup: 0 } };
 		}
 		report('download', 0);
-		return this.#client.load({
+		return this.#client.load({ encoder }, {
 			signal,
 			onEvent(event) {
 				if (event.kind === 'download') {

@@ -5,10 +5,19 @@
 
 export type Device = 'webgpu' | 'cpu';
 
+export type TextEncoderPlan = 'resident' | 'streamed' | 'absent';
+
 export interface EngineOptions {
 	device: Device;
 	/** Ask the GPU for the WebGPU default limits only, to prove that the model fits on every adapter. */
 	strictLimits?: boolean;
+	/** `streamed`: not loaded but read layer by layer for each prompt; `absent`: only packed prompts can be made. */
+	textEncoder?: TextEncoderPlan;
+	/** Bytes of a shard that was verified and kept; needed where the text encoder is streamed. */
+	readShard?: (index: number) => Promise<Uint8Array>;
+	promptPack?: Uint8Array;
+	/** The pack is the one that the manifest names. */
+	promptPackNamed?: boolean;
 }
 
 export interface EngineInfo {
@@ -40,6 +49,8 @@ export interface PromptCheck {
 	tokens: number;
 	/** Words the model was never shown, as the visitor wrote them. */
 	unknownWords: string[];
+	/** The prompt is in the prompt pack and needs no text encoder. */
+	packed: boolean;
 }
 
 export interface StepReport {
@@ -79,6 +90,10 @@ export interface Engine {
 	missingShards(): number[];
 	/** Verifies length and SHA-256, keeps the tensors on the device; throws `integrity`. */
 	addShard(index: number, bytes: Uint8Array): Promise<void>;
+	/** Indices of the shards that only the text encoder needs. */
+	textShards(): number[];
+	/** Verifies a shard without taking it; throws `integrity`. */
+	verifyShard(index: number, bytes: Uint8Array): void;
 	selfTest(): Promise<{ checks: SelfCheck[] }>;
 	check(request: VideoRequest): PromptCheck;
 	begin(request: VideoRequest): Promise<Generation>;
@@ -88,6 +103,6 @@ export interface Engine {
 export interface EngineModule {
 	default(input: { module_or_path: Response | Promise<Response> }): Promise<unknown>;
 	Engine: {
-		create(manifest: string, tokenizer: string, options: EngineOptions): Promise<Engine>;
+		create(manifest: string, tokenizer: string | undefined, options: EngineOptions): Promise<Engine>;
 	};
 }

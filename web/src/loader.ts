@@ -79,6 +79,8 @@ export interface LoadOptions {
 	missing: readonly number[];
 	signal: AbortSignal;
 	onProgress: (loaded: number, total: number) => void;
+	/** Indices that are only stored, to be read later; those that are stored already are left alone. */
+	keep?: ReadonlySet<number>;
 	/** Hands a shard to the engine, which throws `integrity` when the bytes are not the shard's. */
 	add: (index: number, bytes: Uint8Array) => Promise<void>;
 }
@@ -106,13 +108,16 @@ export async function loadShards(options: LoadOptions): Promise<LoadReport> {
 	const stop = new AbortController();
 	const signal = AbortSignal.any([options.signal, stop.signal]);
 
-	const wanted = missing.map((index) => {
+	const wanted: { index: number; shard: FileEntry; url: string }[] = [];
+	for (const index of missing) {
 		const shard = shards[index];
 		if (shard === undefined) {
 			throw new KinoraError('internal', `The engine asks for shard ${index} of ${shards.length}.`);
 		}
-		return { index, shard, url: new URL(shard.path, options.base).href };
-	});
+		if (!options.keep?.has(index) || !(await store.has([shard]))) {
+			wanted.push({ index, shard, url: new URL(shard.path, options.base).href });
+		}
+	}
 	const total = wanted.reduce((sum, { shard }) => sum + shard.bytes, 0);
 	const received = wanted.map(() => 0);
 	const progress = (position: number, bytes: number) => {

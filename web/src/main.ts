@@ -314,7 +314,7 @@ function listen(): void {
 	});
 }
 
-/** `?model=`, `?device=`, `?limits=default`, `?size=`, `?prompt=` and `?seed=` set what the visitor could set, and the model. */
+/** `?model=`, `?device=`, `?limits=default`, `?size=`, `?prompts=`, `?text-encoder=`, `?prompt=` and `?seed=` set what the visitor could set, and the model. */
 function applyAddress(): void {
 	const query = new URLSearchParams(location.search);
 	const model = query.get('model');
@@ -324,9 +324,11 @@ function applyAddress(): void {
 	if (query.get('limits') === 'default') {
 		video.setAttribute('limits', 'default');
 	}
-	const asked = query.get('size');
-	if (asked !== null) {
-		video.setAttribute('size', asked);
+	for (const name of ['size', 'prompts', 'text-encoder']) {
+		const asked = query.get(name);
+		if (asked !== null) {
+			video.setAttribute(name, asked);
+		}
 	}
 	prompt.value = query.get('prompt') ?? '';
 	seed.value = query.get('seed') ?? String(newSeed());

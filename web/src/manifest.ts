@@ -24,6 +24,12 @@ export interface ModelManifest {
 	description: string;
 	license: string;
 	tokenizer: FileEntry;
+	/** Whether tokenizer and text encoder are offered beside the manifest; if not, only packed prompts can be made. */
+	encoderHosted: boolean;
+	/** Bytes of the text encoder. */
+	encoderBytes: number;
+	/** Prompts that need no text encoder. */
+	promptPack: FileEntry | undefined;
 	shards: FileEntry[];
 	steps: number;
 	fps: number;
@@ -33,7 +39,9 @@ export interface ModelManifest {
 	examples: string[];
 	/** WebGPU features the adapter must offer. */
 	features: string[];
-	/** Bytes to fetch before the first clip: all shards and the tokenizer. */
+	/** The shards that are fetched before the first clip: all, or without the text encoder's where there is a prompt pack. */
+	firstShards: FileEntry[];
+	/** Bytes to fetch before the first clip: those shards, the tokenizer, the prompt pack. */
 	totalBytes: number;
 }
 
@@ -111,6 +119,23 @@ function clipSizes(video: Json): [ClipSize, ...ClipSize[]] {
 	return [first, ...rest];
 }
 
+/** Indices of the shards that hold tensors other than the text encoder's, and the bytes of the text encoder's tensors. */
+function withoutEncoder(tensors: Json): { shards: Set<number>; encoderBytes: number } {
+	const shards = new Set<number>();
+	let encoderBytes = 0;
+	for (const name of Object.keys(tensors)) {
+		for (const part of list(object(tensors, name), 'parts')) {
+			const { shard, bytes } = (part ?? {}) as Json;
+			if (!name.startsWith('text_encoder.')) {
+				shards.add(Number(shard));
+			} else {
+				encoderBytes += Number(bytes);
+			}
+		}
+	}
+	return { shards, encoderBytes };
+}
+
 export function parseManifest(json: string): ModelManifest {
 	let root: unknown;
 	try {
@@ -132,6 +157,10 @@ export function parseManifest(json: string): ModelManifest {
 	if (shards.length === 0) {
 		throw broken('it lists no shards');
 	}
+	const encoderHosted = object(manifest, 'text_encoder')['hosted'] !== false;
+	const promptPack = 'prompt_pack' in manifest ? fileEntry(manifest['prompt_pack'], 'the prompt pack') : undefined;
+	const rest = withoutEncoder('tensors' in manifest ? object(manifest, 'tensors') : {});
+	const firstShards = encoderHosted && !promptPack ? shards : shards.filter((_, index) => rest.shards.has(index));
 	const requires = 'requires' in manifest ? object(manifest, 'requires') : {};
 	return {
 		name,
@@ -139,13 +168,17 @@ export function parseManifest(json: string): ModelManifest {
 		description: text(manifest, 'description', ''),
 		license: text(manifest, 'license', ''),
 		tokenizer,
+		encoderHosted,
+		encoderBytes: rest.encoderBytes,
+		promptPack,
 		shards,
+		firstShards,
 		steps: list(object(manifest, 'sampler'), 'sigmas').length,
 		fps: count(video['fps'], 'the frame rate'),
 		sizes: clipSizes(video),
 		vocabulary: strings('vocabulary' in manifest ? list(manifest, 'vocabulary') : []),
 		examples: strings('examples' in manifest ? list(manifest, 'examples') : []),
 		features: strings('features' in requires ? list(requires, 'features') : []),
-		totalBytes: shards.reduce((sum, shard) => sum + shard.bytes, tokenizer.bytes),
+		totalBytes: firstShards.reduce((sum, shard) => sum + shard.bytes, (encoderHosted ? tokenizer.bytes : 0) + (promptPack?.bytes ?? 0)),
 	};
 }

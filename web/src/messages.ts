@@ -43,6 +43,8 @@ const FIXED: Readonly<Partial<Record<ErrorCode, Explanation>>> = {
 	'unsupported-feature': { text: `This graphics adapter lacks something the engine needs. The CPU can do the work. ${CPU_COST}`, action: 'cpu' },
 	'device-lost': { text: `The graphics device was reset while working. Use the CPU to be safe from that. ${CPU_COST}`, action: 'cpu' },
 	'out-of-memory': { text: `The graphics device ran out of memory. Close other tabs and reload, or use the CPU. ${CPU_COST}`, action: 'cpu' },
+	'prompt-pack': { text: 'The prepared prompts do not belong to this model. Try again; if it stays so, the site has to repair it.', action: 'retry' },
+	storage: { text: 'The browser does not keep the text encoder, and it is too large to be held in memory. Free some space, or leave the private window, and try again.', action: 'retry' },
 	network: { text: 'The model could not be downloaded. Check the connection and try again; what has arrived is kept.', action: 'retry' },
 	integrity: { text: 'A file of the model arrived damaged and was thrown away. Try again to fetch it anew.', action: 'retry' },
 	manifest: { text: 'The description of the model is damaged. Try again; if it stays so, the site has to repair it.', action: 'retry' },
@@ -60,6 +62,10 @@ export function explain(error: KinoraError, device: Device): Explanation {
 		return device === 'webgpu'
 			? { text: `This graphics device computes wrong results, so its pictures would be wrong too. Use the CPU. ${CPU_COST}`, action: 'cpu' }
 			: { text: 'A check of the results failed, so no video was made. Reload the page and try again.', action: 'reload' };
+	}
+	if (error.code === 'unknown-prompt' || error.code === 'pruned-prompt') {
+		// The engine's sentence names the prompts there are, or the words that are not there.
+		return { text: error.message, action: 'edit' };
 	}
 	const fixed = FIXED[error.code];
 	if (fixed === undefined) {

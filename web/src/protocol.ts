@@ -13,6 +13,10 @@ export interface OpenArguments {
 	manifest: string;
 	device: Device;
 	strictLimits: boolean;
+	/** Absolute address of a prompt pack, in place of the one that the manifest may name. */
+	promptPackUrl: string | undefined;
+	/** `auto` streams a text encoder that is large, or that the prompt pack makes unnecessary most of the time. */
+	textEncoder: 'auto' | 'resident' | 'streamed';
 }
 
 export interface OpenResult {
@@ -23,12 +27,19 @@ export interface OpenResult {
 	timings: { engine: number; create: number };
 }
 
+export interface LoadArguments {
+	/** Whether the text encoder is needed; packed prompts do without. */
+	encoder: boolean;
+}
+
 export interface LoadResult {
 	checks: SelfCheck[];
 	bytes: number;
 	bytesFromCache: number;
 	/** False when the browser refused to keep the model (quota, private window). */
 	stored: boolean;
+	/** Whether prompts can be made that are in no pack. */
+	encoder: boolean;
 	timings: { download: number; warmup: number };
 }
 
@@ -55,7 +66,7 @@ export interface Calls {
 	probe: { arguments: { features: string[] }; event: never; result: ProbeReport };
 	open: { arguments: OpenArguments; event: DownloadEvent; result: OpenResult };
 	check: { arguments: VideoRequest; event: never; result: PromptCheck };
-	load: { arguments: Record<string, never>; event: LoadEvent; result: LoadResult };
+	load: { arguments: LoadArguments; event: LoadEvent; result: LoadResult };
 	generate: { arguments: VideoRequest; event: GenerateEvent; result: GenerateResult };
 }
 

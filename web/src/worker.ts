@@ -3,12 +3,12 @@
  * where the engine is not in the middle of something.
  */
 import { KinoraError, aborted, toWire } from './errors.js';
-import type { Engine, EngineModule, Generation } from './engine.js';
-import { request, withRetries, downloadText } from './download.js';
-import { loadShards } from './loader.js';
+import type { Engine, EngineModule, EngineOptions, Generation, TextEncoderPlan } from './engine.js';
+import { download, request, withRetries, downloadText } from './download.js';
+import { ShardStore, loadShards } from './loader.js';
 import { parseManifest, type ModelManifest } from './manifest.js';
 import { probe } from './probe.js';
-import type { CallName, Calls, FromWorker, ToWorker } from './protocol.js';
+import type { CallName, Calls, FromWorker, OpenArguments, ToWorker } from './protocol.js';
 
 declare const __BUILD__: string;
 
@@ -22,11 +22,19 @@ interface WorkerScope {
 
 const scope = self as unknown as WorkerScope;
 
+/** Text encoders from this size on are read layer by layer: they would not fit beside the rest of a model. */
+const STREAMED_FROM = 512 << 20;
+
 interface Opened {
 	engine: Engine;
 	manifest: ModelManifest;
 	base: string;
 	ready: boolean;
+	textEncoder: TextEncoderPlan;
+	/** The stored shards of a streamed text encoder are complete. */
+	encoderStored: boolean;
+	/** Why a shard could not be read during the present call. */
+	failure: KinoraError | undefined;
 }
 
 let module: Promise<EngineModule> | undefined;
@@ -101,6 +109,45 @@ function current(): Opened {
 	return opened;
 }
 
+function textEncoderPlan(manifest: ModelManifest, input: OpenArguments): TextEncoderPlan {
+	if (!manifest.encoderHosted) {
+		return 'absent';
+	}
+	if (input.textEncoder !== 'auto') {
+		return input.textEncoder;
+	}
+	const packed = input.promptPackUrl !== undefined || manifest.promptPack !== undefined;
+	return packed || manifest.encoderBytes >= STREAMED_FROM ? 'streamed' : 'resident';
+}
+
+async function fetchPromptPack(manifest: ModelManifest, input: OpenArguments, signal: AbortSignal): Promise<Pick<EngineOptions, 'promptPack' | 'promptPackNamed'>> {
+	if (input.promptPackUrl !== undefined) {
+		return { promptPack: await download(input.promptPackUrl, { signal }) };
+	}
+	const named = manifest.promptPack;
+	if (named === undefined) {
+		return {};
+	}
+	const url = new URL(named.path, input.manifestUrl).href;
+	return { promptPack: await download(url, { bytes: named.bytes, signal }), promptPackNamed: true };
+}
+
+/**
+ * A shard of the streamed text encoder, from this device's storage only: which shards of the token table a prompt needs
+ * depends on its words, so asking a server for single ones would tell it about them.
+ */
+async function readShard(index: number): Promise<Uint8Array> {
+	const { manifest } = current();
+	const shard = manifest.shards[index];
+	const kept = shard && (await (await ShardStore.open()).get(shard));
+	if (kept === undefined) {
+		const failure = new KinoraError('storage', 'A part of the text encoder is no longer stored on this device.', { retryable: true });
+		Object.assign(current(), { failure, encoderStored: false });
+		throw failure;
+	}
+	return kept;
+}
+
 const handlers: Handlers = {
 	probe: ({ features }) => probe(features),
 
@@ -113,46 +160,61 @@ const handlers: Handlers = {
 			emit({ kind: 'download', loaded, total });
 		});
 		const { Engine } = await module;
-		const tokenizer = await downloadText(new URL(manifest.tokenizer.path, input.manifestUrl).href, { signal });
+		const textEncoder = textEncoderPlan(manifest, input);
+		const tokenizer = textEncoder === 'absent' ? undefined : await downloadText(new URL(manifest.tokenizer.path, input.manifestUrl).href, { signal });
+		const prompts = await fetchPromptPack(manifest, input, signal);
 		const fetched = performance.now();
 		opened?.engine.free();
 		opened = undefined;
-		const engine = await Engine.create(input.manifest, tokenizer, { device: input.device, strictLimits: input.strictLimits });
-		opened = { engine, manifest, base: input.manifestUrl, ready: false };
+		const { device: wanted, strictLimits } = input;
+		const engine = await Engine.create(input.manifest, tokenizer, { device: wanted, strictLimits, textEncoder, readShard, ...prompts });
+		opened = { engine, manifest, base: input.manifestUrl, ready: false, textEncoder, encoderStored: false, failure: undefined };
 		const { device, adapter, software, engine: version } = engine.info;
 		return {
 			info: { device, adapter, software, engine: version },
-			bytes: engineBytes + manifest.tokenizer.bytes,
+			bytes: engineBytes + (tokenizer === undefined ? 0 : manifest.tokenizer.bytes) + (prompts.promptPack?.length ?? 0),
 			timings: { engine: fetched - started, create: performance.now() - fetched },
 		};
 	},
 
 	async check(input) {
-		const { tokens, unknownWords } = current().engine.check(input);
-		return { tokens, unknownWords: [...unknownWords] };
+		const { tokens, unknownWords, packed } = current().engine.check(input);
+		return { tokens, unknownWords: [...unknownWords], packed };
 	},
 
-	async load(_, emit, signal) {
-		const { engine, manifest, base } = current();
+	async load(input, emit, signal) {
+		const { engine, manifest, base, ready, textEncoder } = current();
 		const started = performance.now();
 		let adding = 0;
-		const missing = engine.missingShards();
+		const storing = input.encoder && textEncoder === 'streamed';
+		// Fetched whole and kept, so that no request ever depends on the words of a prompt.
+		const keep = new Set(storing ? engine.textShards() : []);
+		const missing = [...engine.missingShards(), ...keep].sort((one, other) => one - other);
 		const report = await loadShards({
 			base,
 			shards: manifest.shards,
-			missing: [...missing],
+			missing,
+			keep,
 			signal,
 			onProgress: (loaded, total) => emit({ kind: 'download', loaded, total }),
 			async add(index, bytes) {
 				const begun = performance.now();
 				try {
-					await engine.addShard(index, bytes);
+					await (keep.has(index) ? engine.verifyShard(index, bytes) : engine.addShard(index, bytes));
 				} finally {
 					adding += performance.now() - begun;
 				}
 			},
 		});
+		if (storing && !report.stored) {
+			throw new KinoraError('storage', 'The browser refuses to store the text encoder, which is too large to be held in memory.');
+		}
+		current().encoderStored ||= storing;
+		const encoder = textEncoder === 'resident' || current().encoderStored;
 		const loaded = performance.now();
+		if (ready) {
+			return { checks: [], ...report, encoder, timings: { download: loaded - started - adding, warmup: adding } };
+		}
 		emit({ kind: 'warmup', done: 0, total: 1 });
 		await checkpoint(signal);
 		const { checks } = await engine.selfTest();
@@ -161,6 +223,7 @@ const handlers: Handlers = {
 		return {
 			checks: checks.map(({ name, error, tolerance }) => ({ name, error, tolerance })),
 			...report,
+			encoder,
 			timings: { download: loaded - started - adding, warmup: adding + performance.now() - loaded },
 		};
 	},
@@ -171,7 +234,10 @@ const handlers: Handlers = {
 			throw new KinoraError('internal', 'The model has not been loaded.');
 		}
 		const started = performance.now();
-		const generation = await engine.begin(input);
+		current().failure = undefined;
+		const generation = await engine.begin(input).catch((error: unknown) => {
+			throw current().failure ?? error;
+		});
 		try {
 			const text = performance.now() - started;
 			return await run(generation, emit, signal, text);

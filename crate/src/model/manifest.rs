@@ -4,13 +4,16 @@
 //! against itself (sizes, shapes, offsets, names), with 64-bit arithmetic also where `usize` has 32 bits.
 //! Fields that this version does not know are allowed and ignored.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
+use crate::model::layout::Part;
+use crate::model::shards::hex;
 use crate::model::validate;
 
 /// The manifest version this engine reads and writes.
@@ -59,6 +62,9 @@ pub struct Manifest {
     /// What a device must offer.
     #[serde(default)]
     pub requires: Requirements,
+    /// Prompts whose embeddings are shipped, so that they need no text encoder; see [`crate::text::prompts`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_pack: Option<FileInfo>,
     /// Facts about the training, free-form; shown, never interpreted.
     #[serde(default)]
     pub training: serde_json::Value,
@@ -76,6 +82,10 @@ pub struct TextEncoderConfig {
     pub kind: TextEncoderKind,
     /// Rows of the token table.
     pub vocab_size: usize,
+    /// Rows of the table that it was cut down from; set only where it was. The tokenizer then has tokens from
+    /// `vocab_size` on, and prompts that need them are refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub full_vocab_size: Option<usize>,
     /// Width of the embeddings.
     pub d_model: usize,
     /// Width of one attention head.
@@ -96,6 +106,19 @@ pub struct TextEncoderConfig {
     pub max_tokens: usize,
     /// The tokenizer's file.
     pub tokenizer: FileInfo,
+    /// False where the tokenizer and the shards that only this encoder needs are not offered beside the manifest; such
+    /// a model makes the prompts of its prompt packs.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub hosted: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde hands out a reference")]
+fn is_yes(value: &bool) -> bool {
+    *value
 }
 
 /// Known text encoders.
@@ -470,6 +493,41 @@ impl Manifest {
         self.video.sizes.iter().flat_map(|size| {
             size.frames.iter().map(|&frames| ClipSize { width: size.width, height: size.height, frames })
         })
+    }
+
+    /// Whether a negative prompt is computed beside the prompt.
+    pub fn guided(&self) -> bool {
+        self.sampler.guidance != 1.0
+    }
+
+    /// Shards that hold some of the tensors of the given names, in order of first use.
+    pub fn shards_of(&self, wanted: impl Fn(&str) -> bool) -> BTreeSet<usize> {
+        let tensors = self.tensors.iter().filter(|(name, _)| wanted(name));
+        tensors.flat_map(|(_, info)| info.parts.iter().map(|part| part.shard)).collect()
+    }
+
+    /// Stands for everything that decides about the embeddings of a prompt: tokenizer, configuration and the bytes of
+    /// the text encoder's tensors, which the hashes of their shards pin down. 64 hexadecimal digits.
+    ///
+    /// It is made from the manifest alone, so that it can be told without fetching the encoder. The price: a model
+    /// whose encoder is the same and whose shards are cut otherwise has another identity.
+    pub fn text_identity(&self) -> String {
+        let config = TextEncoderConfig {
+            tokenizer: FileInfo { path: String::new(), ..self.text_encoder.tokenizer.clone() },
+            hosted: true,
+            ..self.text_encoder.clone()
+        };
+        let mut hash = Sha256::new();
+        // Neither a string nor a number fails to be written as JSON.
+        hash.update(serde_json::to_vec(&config).unwrap_or_default());
+        for (name, info) in self.tensors.iter().filter(|(name, _)| name.starts_with(Part::TextEncoder.prefix())) {
+            let TensorInfo { dtype, shape, group, parts } = info;
+            hash.update(format!("\n{name} {dtype} {shape:?} {group:?}"));
+            for TensorPart { shard, offset, bytes } in parts {
+                hash.update(format!(" {} {offset} {bytes}", self.shards[*shard].sha256));
+            }
+        }
+        hex(&hash.finalize())
     }
 
     /// Bytes that are fetched for this model besides the manifest: all shards and the tokenizer.

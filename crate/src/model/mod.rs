@@ -3,5 +3,6 @@
 pub mod layout;
 pub mod manifest;
 pub mod quant;
+pub mod reader;
 pub mod shards;
 pub(crate) mod validate;

@@ -12,6 +12,8 @@
 //!
 //! No stored number may be NaN or infinite: one such weight makes every frame black, with nothing to show why.
 
+use std::ops::Range;
+
 use half::f16;
 
 use crate::error::{Error, Result};
@@ -159,6 +161,24 @@ pub fn decode_rows(
         stored.decode_row(row, &mut out)?;
     }
     Ok(out)
+}
+
+/// Where a row of a tensor `[rows, width]` lies among the tensor's bytes: its values, then its scales (none where the
+/// format has none). Both together are a tensor `[1, width]` of the same format.
+///
+/// # Errors
+/// [`Error::Tensor`] for a shape or group that the format does not have, or a row that does not exist.
+pub fn row_bytes(dtype: DType, shape: &[usize], group: Option<usize>, row: usize) -> Result<(Range<u64>, Range<u64>)> {
+    let (rows, width) = rows_and_width(shape)?;
+    let divides = group.is_none_or(|group| group > 0 && width.is_multiple_of(group));
+    let one = stored_bytes(dtype, width as u64, group).filter(|_| divides);
+    let Some(one) = one.filter(|_| row < rows) else {
+        return wrong(format!("row {row} of shape {shape:?} as {dtype} in groups of {group:?} does not exist"));
+    };
+    let scales = group.map_or(0, |group| (width / group * 2) as u64);
+    let (values, row) = (one - scales, row as u64);
+    let first_scale = rows as u64 * values;
+    Ok((row * values..(row + 1) * values, first_scale + row * scales..first_scale + (row + 1) * scales))
 }
 
 /// Checks shape, group and bytes, and that every stored number is finite, without decoding.

@@ -102,6 +102,8 @@ pub struct ShardAssembler {
     tensors: Vec<(String, TensorInfo)>,
     /// For every shard the parts that lie in it.
     contents: Vec<Vec<Piece>>,
+    /// Whether a shard holds anything that is wanted.
+    needed: Vec<bool>,
     added: Vec<bool>,
     unfinished: HashMap<usize, Unfinished>,
 }
@@ -125,9 +127,16 @@ struct Unfinished {
 impl ShardAssembler {
     /// Starts with no shard. The manifest must come from [`Manifest::parse`].
     pub fn new(manifest: &Manifest) -> Self {
+        Self::of(manifest, |_| true)
+    }
+
+    /// As [`new`](Self::new), for the tensors of the given names only: shards that hold none of them are not missed,
+    /// and what they give is nothing.
+    pub fn of(manifest: &Manifest, wanted: impl Fn(&str) -> bool) -> Self {
         let mut contents = vec![Vec::new(); manifest.shards.len()];
         let mut tensors = Vec::with_capacity(manifest.tensors.len());
-        for (tensor, (name, info)) in manifest.tensors.iter().enumerate() {
+        let wanted = manifest.tensors.iter().filter(|(name, _)| wanted(name));
+        for (tensor, (name, info)) in wanted.enumerate() {
             let mut to = 0;
             for part in &info.parts {
                 contents[part.shard].push(Piece { tensor, from: part.offset, to, bytes: part.bytes });
@@ -138,18 +147,19 @@ impl ShardAssembler {
         for pieces in &mut contents {
             pieces.sort_by_key(|piece| piece.from);
         }
+        let needed = contents.iter().map(|pieces| !pieces.is_empty()).collect();
         let added = vec![false; manifest.shards.len()];
-        Self { shards: manifest.shards.clone(), tensors, contents, added, unfinished: HashMap::new() }
+        Self { shards: manifest.shards.clone(), tensors, contents, needed, added, unfinished: HashMap::new() }
     }
 
-    /// Indexes of the shards that were not added yet, in order of first use.
+    /// Indexes of the needed shards that were not added yet, in order of first use.
     pub fn missing(&self) -> Vec<usize> {
-        (0..self.added.len()).filter(|&index| !self.added[index]).collect()
+        (0..self.added.len()).filter(|&index| self.needed[index] && !self.added[index]).collect()
     }
 
     /// Whether every tensor was given back.
     pub fn is_complete(&self) -> bool {
-        self.added.iter().all(|&added| added)
+        self.missing().is_empty()
     }
 
     /// Bytes held for split tensors that wait for another shard.
@@ -207,7 +217,7 @@ impl ShardAssembler {
 }
 
 /// Memory for a whole tensor; a model that is too large must give an error here, not end the program.
-fn zeroed(name: &str, bytes: u64) -> Result<Vec<u8>> {
+pub(crate) fn zeroed(name: &str, bytes: u64) -> Result<Vec<u8>> {
     let too_large = || Error::OutOfMemory(format!("tensor {name} needs {bytes} bytes"));
     let length = usize::try_from(bytes).map_err(|_| too_large())?;
     let mut out = Vec::new();

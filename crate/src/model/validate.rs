@@ -17,6 +17,7 @@ const MAX_ELEMENTS: u64 = (1 << 31) - 1;
 /// One tensor is assembled in one piece of memory, and a 32-bit heap has no piece above this.
 const MAX_TENSOR_BYTES: u64 = (1 << 31) - 1;
 const MAX_TOKENIZER_BYTES: u64 = 64 << 20;
+pub(crate) const MAX_PROMPT_PACK_BYTES: u64 = 256 << 20;
 const MAX_WIDTH: usize = 1 << 16;
 const MAX_LAYERS: usize = 256;
 const MAX_TOKENS: u64 = 1 << 20;
@@ -62,6 +63,9 @@ pub(crate) fn config(manifest: &Manifest) -> Result<()> {
 fn text_encoder(manifest: &Manifest) -> Result<()> {
     let text = &manifest.text_encoder;
     within("text_encoder.vocab_size", text.vocab_size, 3, 1 << 20)?;
+    if let Some(full) = text.full_vocab_size {
+        within("text_encoder.full_vocab_size", full, text.vocab_size, 1 << 20)?;
+    }
     within("text_encoder.d_model", text.d_model, 1, MAX_WIDTH)?;
     within("text_encoder.d_kv", text.d_kv, 1, 1024)?;
     within("text_encoder.num_heads", text.num_heads, 1, 256)?;
@@ -233,6 +237,10 @@ pub(crate) fn files(manifest: &Manifest) -> Result<()> {
     within("the number of shards", manifest.shards.len(), 1, MAX_SHARDS)?;
     within("the number of tensors", manifest.tensors.len(), 1, MAX_TENSORS)?;
     let mut paths: HashSet<&str> = [manifest.text_encoder.tokenizer.path.as_str()].into();
+    if let Some(pack) = &manifest.prompt_pack {
+        file("the prompt pack", pack, MAX_PROMPT_PACK_BYTES)?;
+        require(paths.insert(&pack.path), || format!("two files have the path {:?}", pack.path))?;
+    }
     for (index, shard) in manifest.shards.iter().enumerate() {
         file(&format!("shard {index}"), shard, MAX_SHARD_BYTES)?;
         require(paths.insert(&shard.path), || format!("two files have the path {:?}", shard.path))?;

@@ -9,6 +9,27 @@ use crate::error::{Error, Result};
 use crate::model::manifest::TensorInfo;
 use crate::model::quant;
 
+/// Where a tensor's values are.
+pub(super) struct Reading<'a> {
+    pub(super) source: &'a Source,
+    pub(super) origin: &'a Origin,
+    /// The rows to take, in order; all of them where there are none.
+    pub(super) rows: Option<&'a [usize]>,
+}
+
+impl Reading<'_> {
+    /// Appends `count` rows of `width` values from the `first` on.
+    fn read(&self, first: usize, count: usize, width: usize, values: &mut Vec<f32>) -> Result<()> {
+        let Self { source, origin, rows } = self;
+        let mut read =
+            |row: usize, count: usize| source.read(&origin.name, origin.skip + row * width, count * width, values);
+        match rows {
+            None => read(first, count),
+            Some(rows) => rows[first..first + count].iter().try_for_each(|&row| read(row, 1)),
+        }
+    }
+}
+
 /// Reads, merges and writes a tensor; gives the relative error where it was quantized. `written` hears of the bytes.
 ///
 /// # Errors
@@ -17,8 +38,7 @@ use crate::model::quant;
 pub(super) fn write(
     writer: &mut ShardWriter<'_>,
     info: &TensorInfo,
-    source: &Source,
-    origin: &Origin,
+    from: &Reading<'_>,
     delta: Option<&Delta>,
     written: &mut dyn FnMut(u64) -> Result<()>,
 ) -> Result<Option<f64>> {
@@ -35,7 +55,7 @@ pub(super) fn write(
     for first in (0..rows).step_by(step) {
         let count = step.min(rows - first) * width;
         values.clear();
-        source.read(&origin.name, origin.skip + first * width, count, &mut values)?;
+        from.read(first, count / width.max(1), width, &mut values)?;
         if let Some(delta) = delta {
             delta.add_to(&mut values, first, width);
         }
@@ -58,7 +78,7 @@ pub(super) fn write(
         }
         written(stored.len() as u64)?;
         // After every piece: a token table alone would otherwise keep gigabytes of the file in memory.
-        source.release(&origin.name);
+        from.source.release(&from.origin.name);
     }
     writer.write(&scales)?;
     written(scales.len() as u64)?;

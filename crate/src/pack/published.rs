@@ -6,8 +6,10 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use super::convert::Reading;
 use super::lora::{Lora, Merge};
 use super::names::{self, Origin, Sources};
+use super::prune::{Keep, prune};
 use super::source::Source;
 use super::staging::{Staging, remove_interrupted};
 use super::writer::{ShardWriter, file_name};
@@ -21,9 +23,7 @@ use crate::model::manifest::{DType, Manifest, ShardInfo, TensorInfo};
 use crate::model::shards::{named, sha256_hex};
 use crate::model::validate;
 use crate::text::tokenizer::Tokenizer;
-
-/// The token table. It is the one large tensor that is read row by row, where 4 bits would cost the most.
-const TABLE: &str = "text_encoder.shared.weight";
+use crate::text::umt5::TABLE;
 
 /// The parts of a model as they are published.
 #[derive(Debug)]
@@ -40,6 +40,8 @@ pub struct Published {
     pub autoencoder: Source,
     /// Changes to the denoiser, applied one after the other.
     pub loras: Vec<Lora>,
+    /// The tokens that the token table is cut down to, if it is to be.
+    pub keep: Option<Keep>,
 }
 
 /// How far packing is.
@@ -74,16 +76,29 @@ struct Job {
     loras: Vec<Lora>,
     expected: Vec<Expected>,
     tokenizer_json: Vec<u8>,
+    /// Rows of the token table that stay, where it is cut down.
+    rows: Option<Vec<usize>>,
 }
 
 impl Job {
     fn new(published: Published, options: &PackOptions) -> Result<Self> {
         check_options(options)?;
-        let Published { model_json, tokenizer_json, transformer, text_encoder, autoencoder, loras } = published;
-        let export = Export { model_json: &model_json, tokenizer_json: &tokenizer_json, weights: &[] };
-        let model = read_model(&export)?;
-        let config = typed(&model)?;
-        validate::config(&config)?;
+        let Published { mut model_json, mut tokenizer_json, transformer, text_encoder, autoencoder, loras, keep } =
+            published;
+        let described = |model_json: &str, tokenizer_json: &[u8]| {
+            let model = read_model(&Export { model_json, tokenizer_json, weights: &[] })?;
+            let config = typed(&model)?;
+            validate::config(&config)?;
+            Ok::<_, Error>((model, config))
+        };
+        // The files have the whole table, also where less of it is packed.
+        let whole = layout::expected(&described(&model_json, &tokenizer_json)?.1);
+        let mut rows = None;
+        if let Some(keep) = &keep {
+            let pruned = prune(&model_json, &tokenizer_json, keep)?;
+            (model_json, tokenizer_json, rows) = (pruned.model_json, pruned.tokenizer_json, Some(pruned.rows));
+        }
+        let (model, config) = described(&model_json, &tokenizer_json)?;
         let text = std::str::from_utf8(&tokenizer_json).map_err(|error| Error::Tokenizer(error.to_string()))?;
         Tokenizer::parse(text, &config)?;
         let expected = layout::expected(&config);
@@ -91,8 +106,8 @@ impl Job {
         // A tensor that the format has no room for has to be known now, not when everything is written.
         Manifest::parse(&manifest(&mut model.clone(), &plan, &planned_shards(&config.name, &plan))?)?;
         let mut sources = Sources { transformer, text_encoder, autoencoder };
-        let origins = names::assign(&expected, &mut sources)?;
-        Ok(Self { model, config, plan, origins, sources, loras, expected, tokenizer_json })
+        let origins = names::assign(&whole, &mut sources)?;
+        Ok(Self { model, config, plan, origins, sources, loras, expected, tokenizer_json, rows })
     }
 
     /// Stands for all that decides about the bytes that are written.
@@ -122,7 +137,8 @@ fn manifest(model: &mut Value, plan: &Plan, shards: &[ShardInfo]) -> Result<Stri
     Ok(model.to_string())
 }
 
-/// Formats by what a tensor is: matrices of the blocks as asked for, the token table in 8 bits at most.
+/// Formats by what a tensor is: matrices of the blocks as asked for, the token table in 8 bits at most. The table is the
+/// one large tensor that is read row by row, where 4 bits would cost the most.
 fn plan_by_class(expected: &[Expected], options: &PackOptions) -> Result<Plan> {
     let format = |tensor: &Expected, divides: bool| match options.format {
         DType::Q4 | DType::Q8 if divides && tensor.name == TABLE => DType::Q8,
@@ -238,8 +254,9 @@ fn write_shards(
                 ControlFlow::Break(()) => Err(Error::Aborted),
             }
         };
-        let source = job.sources.of(part);
-        let error = named(name, convert::write(&mut writer, info, source, origin, delta.as_ref(), &mut written))?;
+        let rows = job.rows.as_deref().filter(|_| name == TABLE);
+        let from = Reading { source: job.sources.of(part), origin, rows };
+        let error = named(name, convert::write(&mut writer, info, &from, delta.as_ref(), &mut written))?;
         if let Some(error) = error.filter(|&error| worst.as_ref().is_none_or(|worst| error > worst.1)) {
             worst = Some((name.clone(), error));
         }

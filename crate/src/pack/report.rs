@@ -6,11 +6,13 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::Path;
 
+use crate::directory::encoder_files;
 use crate::error::{Error, Result};
 use crate::model::layout::Part;
 use crate::model::manifest::{ClipSize, DType, FileInfo, MAX_MANIFEST_BYTES, Manifest, Requirements};
 use crate::model::shards::{ShardAssembler, verify_file};
 use crate::pack::MANIFEST_FILE;
+use crate::text::prompts::PromptPack;
 
 /// Reads `manifest.json` of a packed model.
 ///
@@ -68,7 +70,7 @@ impl Verification {
 }
 
 /// Checks every file of a packed model: its length, its hash, and the numbers of every tensor. One shard is in memory
-/// at a time, besides a tensor that is split.
+/// at a time, besides a tensor that is split. Where the text encoder is not hosted, its files may be missing.
 ///
 /// # Errors
 /// Only for the manifest, as [`read_manifest`]. What is wrong with a file is in the result.
@@ -78,11 +80,19 @@ pub fn verify(folder: &Path) -> Result<Verification> {
     let mut check = |info: &FileInfo, result: Result<()>| {
         files.push(FileCheck { path: info.path.clone(), bytes: info.bytes, problem: result.err() });
     };
+    let spare = if manifest.text_encoder.hosted { Vec::new() } else { encoder_files(&manifest) };
+    let left_out = |info: &FileInfo| spare.contains(&info.path) && !folder.join(&info.path).exists();
+    if let Some(pack) = &manifest.prompt_pack {
+        let read = |bytes: Vec<u8>| verify_file(pack, &bytes).and_then(|()| PromptPack::parse(&bytes, &manifest));
+        check(pack, read_file(folder, pack).and_then(read).map(drop));
+    }
     let tokenizer = &manifest.text_encoder.tokenizer;
-    check(tokenizer, read_file(folder, tokenizer).and_then(|bytes| verify_file(tokenizer, &bytes)));
+    if !left_out(tokenizer) {
+        check(tokenizer, read_file(folder, tokenizer).and_then(|bytes| verify_file(tokenizer, &bytes)));
+    }
     let mut assembler = ShardAssembler::new(&manifest);
     let mut tensors = 0;
-    for (index, info) in manifest.shards.iter().enumerate() {
+    for (index, info) in manifest.shards.iter().enumerate().filter(|(_, info)| !left_out(info)) {
         let added = read_file(folder, info).and_then(|bytes| assembler.add(index, &bytes));
         check(info, added.map(|added| tensors += added.len()));
     }

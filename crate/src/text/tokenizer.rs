@@ -7,6 +7,8 @@ use crate::model::manifest::{Manifest, TextEncoderConfig};
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     max_tokens: usize,
+    /// Ids from this one on have no row in the token table.
+    rows: usize,
     vocabulary: std::collections::HashSet<String>,
     negative: Option<Vec<u32>>,
 }
@@ -26,12 +28,14 @@ impl Tokenizer {
         let inner: tokenizers::Tokenizer = json.parse().map_err(|e| Error::Tokenizer(format!("{e}")))?;
         let config: &TextEncoderConfig = &manifest.text_encoder;
         let size = inner.get_vocab_size(true);
-        if size > config.vocab_size {
-            return Err(Error::Tokenizer(format!("it has {size} tokens and the encoder {}", config.vocab_size)));
+        let most = config.full_vocab_size.unwrap_or(config.vocab_size);
+        if size > most {
+            return Err(Error::Tokenizer(format!("it has {size} tokens and the encoder {most}")));
         }
         let vocabulary = manifest.vocabulary.iter().map(|word| word.to_lowercase()).collect();
-        let mut tokenizer = Self { inner, max_tokens: config.max_tokens, vocabulary, negative: None };
-        if manifest.sampler.guidance != 1.0 {
+        let mut tokenizer =
+            Self { inner, max_tokens: config.max_tokens, rows: config.vocab_size, vocabulary, negative: None };
+        if manifest.guided() {
             // The visitor did not write it, so it is the model's fault if it cannot be used.
             let text = &manifest.sampler.negative_prompt;
             let ids = tokenizer.ids(text).ok().filter(|ids| !ids.is_empty());
@@ -46,7 +50,7 @@ impl Tokenizer {
         self.negative.as_deref()
     }
 
-    /// Errors: [`Error::EmptyPrompt`], [`Error::PromptTooLong`]. Nothing is ever cut off.
+    /// Errors: [`Error::EmptyPrompt`], [`Error::PromptTooLong`], [`Error::PrunedPrompt`]. Nothing is ever cut off.
     pub fn encode(&self, prompt: &str) -> Result<Prompt> {
         let prompt = prompt.trim();
         if prompt.is_empty() {
@@ -60,6 +64,11 @@ impl Tokenizer {
         let ids = encoding.get_ids().to_vec();
         if ids.len() > self.max_tokens {
             return Err(Error::PromptTooLong { tokens: ids.len(), max: self.max_tokens });
+        }
+        let pieces = ids.iter().zip(encoding.get_tokens()).filter(|&(&id, _)| id as usize >= self.rows);
+        let pieces: Vec<&str> = pieces.map(|(_, piece)| piece.trim_start_matches('\u{2581}')).collect();
+        if !pieces.is_empty() {
+            return Err(Error::PrunedPrompt { pieces: pieces.join(", ") });
         }
         Ok(ids)
     }

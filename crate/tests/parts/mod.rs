@@ -49,6 +49,7 @@ pub fn published() -> Published {
         text_encoder: source("text_encoder."),
         autoencoder: source("autoencoder."),
         loras: Vec::new(),
+        keep: None,
     }
 }
 
