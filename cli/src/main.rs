@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 mod files;
 mod generate;
 mod inspect;
+mod lora;
 mod models;
 mod output;
 mod pack;

@@ -6,6 +6,7 @@ import { KinoraError, aborted, toWire } from './errors.js';
 import type { Engine, EngineModule, Generation } from './engine.js';
 import { request, withRetries, downloadText } from './download.js';
 import { loadShards } from './loader.js';
+import { Loras } from './loras.js';
 import { parseManifest, type ModelManifest } from './manifest.js';
 import { probe } from './probe.js';
 import type { CallName, Calls, FromWorker, ToWorker } from './protocol.js';
@@ -24,6 +25,7 @@ const scope = self as unknown as WorkerScope;
 
 interface Opened {
 	engine: Engine;
+	loras: Loras;
 	manifest: ModelManifest;
 	base: string;
 	ready: boolean;
@@ -94,6 +96,14 @@ async function importEngine(signal: AbortSignal, onProgress: (loaded: number, to
 	}
 }
 
+function loaded(): Opened {
+	const found = current();
+	if (!found.ready) {
+		throw new KinoraError('internal', 'The model has not been loaded.');
+	}
+	return found;
+}
+
 function current(): Opened {
 	if (opened === undefined) {
 		throw new KinoraError('internal', 'No model has been opened.');
@@ -118,7 +128,7 @@ const handlers: Handlers = {
 		opened?.engine.free();
 		opened = undefined;
 		const engine = await Engine.create(input.manifest, tokenizer, { device: input.device, strictLimits: input.strictLimits });
-		opened = { engine, manifest, base: input.manifestUrl, ready: false };
+		opened = { engine, loras: new Loras(engine), manifest, base: input.manifestUrl, ready: false };
 		const { device, adapter, software, engine: version } = engine.info;
 		return {
 			info: { device, adapter, software, engine: version },
@@ -165,11 +175,13 @@ const handlers: Handlers = {
 		};
 	},
 
+	async loras(input, emit, signal) {
+		const total = input.loras.length;
+		return { bytes: await loaded().loras.use(input.loras, signal, (done) => emit({ kind: 'lora', done, total })) };
+	},
+
 	async generate(input, emit, signal) {
-		const { engine, ready } = current();
-		if (!ready) {
-			throw new KinoraError('internal', 'The model has not been loaded.');
-		}
+		const { engine } = loaded();
 		const started = performance.now();
 		const generation = await engine.begin(input);
 		try {
