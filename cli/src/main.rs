@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod download;
 mod files;
 mod generate;
 mod inspect;
@@ -28,6 +29,7 @@ struct Cli {
 enum Command {
     Pack(pack::Pack),
     Models(models::Models),
+    Download(download::Download),
     Inspect(inspect::Inspect),
     Verify(verify::Verify),
     Generate(generate::Generate),
@@ -38,6 +40,7 @@ fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Pack(command) => command.run(),
         Command::Models(command) => command.run(),
+        Command::Download(command) => command.run(),
         Command::Inspect(command) => command.run(),
         Command::Verify(command) => command.run(),
         Command::Generate(command) => command.run(),
