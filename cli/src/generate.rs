@@ -1,6 +1,6 @@
 //! `kinora generate`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -9,6 +9,7 @@ use clap::Args;
 use kinora::engine::{Engine, GenerateRequest};
 
 use crate::files::{Device, read};
+use crate::lora;
 use crate::output::{Output, Picture};
 
 /// Make a clip from a prompt
@@ -42,6 +43,9 @@ pub struct Generate {
     /// Number of frames; without it the model's default
     #[arg(long)]
     frames: Option<u32>,
+    /// LoRA to apply to the denoiser, a safetensors file, with its strength (1 without); may be given several times
+    #[arg(long = "lora", value_name = "FILE[=STRENGTH]")]
+    loras: Vec<String>,
     /// Directory for PNG files, or a file that ends in .y4m
     #[arg(long = "out", value_name = "DIR|FILE.y4m")]
     output: PathBuf,
@@ -56,14 +60,21 @@ impl Generate {
         let started = Instant::now();
         let pack = self.prompts.as_deref().map(read).transpose()?;
         // One clip needs one prompt: the text encoder is read once, layer by layer, and never held as a whole.
-        let engine = Rc::new(Engine::load_dir_streamed(&self.model, self.device.into(), pack.as_deref())?);
+        let mut engine = Engine::load_dir_streamed(&self.model, self.device.into(), pack.as_deref())?;
+        let mut loras = Vec::with_capacity(self.loras.len());
+        for text in &self.loras {
+            let (path, strength) = lora::split(text);
+            loras.push((engine.add_lora(path, &read(Path::new(path))?)?, strength));
+        }
+        engine.use_loras(&loras)?;
+        let engine = Rc::new(engine);
         eprintln!("loaded in {:.2} s", started.elapsed().as_secs_f64());
         let Self { prompt, seed, width, height, frames, .. } = self;
         pollster::block_on(clip(&engine, &GenerateRequest { prompt, seed, width, height, frames }, &self.output))
     }
 }
 
-async fn clip(engine: &Rc<Engine>, request: &GenerateRequest, path: &std::path::Path) -> Result<()> {
+async fn clip(engine: &Rc<Engine>, request: &GenerateRequest, path: &Path) -> Result<()> {
     let started = Instant::now();
     let mut generation = engine.begin(request).await?;
     let size = generation.size();

@@ -4,9 +4,11 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod download;
 mod files;
 mod generate;
 mod inspect;
+mod lora;
 mod models;
 mod output;
 mod pack;
@@ -28,6 +30,7 @@ struct Cli {
 enum Command {
     Pack(pack::Pack),
     Models(models::Models),
+    Download(download::Download),
     Inspect(inspect::Inspect),
     Verify(verify::Verify),
     Generate(generate::Generate),
@@ -39,6 +42,7 @@ fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Pack(command) => command.run(),
         Command::Models(command) => command.run(),
+        Command::Download(command) => command.run(),
         Command::Inspect(command) => command.run(),
         Command::Verify(command) => command.run(),
         Command::Generate(command) => command.run(),

@@ -7,7 +7,7 @@ use crate::files::print;
 
 /// List the public checkpoints that are known, with repository, file, licence, sampler and sizes
 ///
-/// Nothing is downloaded: docs/BRING_YOUR_OWN_WEIGHTS.md says how to fetch the files and what to do with them.
+/// `kinora download NAME` fetches the files of an entry; docs/BRING_YOUR_OWN_WEIGHTS.md says what to do with them.
 #[derive(Args)]
 pub struct Models {
     /// Print the whole list as JSON, with step tables and configurations

@@ -11,6 +11,7 @@ use kinora::pack::{Keep, Lora, PackOptions, Progress, Published, estimate_publis
 use serde_json::json;
 
 use crate::files::{print, read};
+use crate::lora;
 use crate::progress::Bar;
 
 /// The published files of a model.
@@ -32,7 +33,7 @@ pub struct Family {
     #[arg(long, value_name = "FILE", requires = "family")]
     tokenizer: Option<PathBuf>,
     /// LoRA to merge into the denoiser, with its strength; may be given several times
-    #[arg(long = "lora", value_name = "FILE[:SCALE]", requires = "family")]
+    #[arg(long = "lora", value_name = "FILE[=STRENGTH]", requires = "family")]
     loras: Vec<String>,
     /// How the weights are sampled, from `kinora models`
     #[arg(long, value_name = "NAME", requires = "family")]
@@ -110,27 +111,7 @@ fn tell_merged(merged: usize) {
     }
 }
 
-/// `FILE` or `FILE:SCALE`.
 fn open_lora(text: &str) -> Result<Lora> {
-    let (path, scale) = split_scale(text);
+    let (path, scale) = lora::split(text);
     Ok(Lora { source: Source::open(Path::new(path), None)?, scale })
-}
-
-fn split_scale(text: &str) -> (&str, f32) {
-    let scaled = text.rsplit_once(':').and_then(|(path, scale)| Some((path, scale.parse().ok()?)));
-    scaled.filter(|(path, scale): &(&str, f32)| !path.is_empty() && scale.is_finite()).unwrap_or((text, 1.0))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::split_scale;
-
-    #[test]
-    fn a_scale_is_what_follows_the_last_colon_if_it_is_a_number() {
-        assert_eq!(split_scale("lora.pt"), ("lora.pt", 1.0));
-        assert_eq!(split_scale("a:b/lora.pt:0.5"), ("a:b/lora.pt", 0.5));
-        assert_eq!(split_scale("C:\\lora.pt"), ("C:\\lora.pt", 1.0));
-        assert_eq!(split_scale("lora.pt:-1"), ("lora.pt", -1.0));
-        assert_eq!(split_scale("lora.pt:nan"), ("lora.pt:nan", 1.0));
-    }
 }

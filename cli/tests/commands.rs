@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use safetensors::tensor::{Dtype, TensorView};
+
 fn goldens() -> PathBuf {
     Path::new(&std::env::var("CARGO_MANIFEST_DIR").expect("cargo sets it")).join("../tests/goldens")
 }
@@ -80,6 +82,44 @@ fn a_clip_is_written_as_pictures_and_as_raw_video() {
     assert!(read("a.y4m").starts_with(b"YUV4MPEG2 W96 H64 F12:1"));
     assert!(read("a.y4m") == read("b.y4m"), "one seed, one clip");
     assert!(read("a.y4m") != read("c.y4m"), "another seed, another clip");
+    let _ = std::fs::remove_dir_all(out);
+}
+
+/// A LoRA for one layer of the tiny model.
+fn write_lora(path: &Path) {
+    let bytes: Vec<u8> = (0..256).flat_map(|index| ((index % 7) as f32 - 3.0).to_le_bytes()).collect();
+    let view = |shape: [usize; 2]| TensorView::new(Dtype::F32, shape.to_vec(), &bytes).expect("a view");
+    let tensors = [
+        ("diffusion_model.blocks.0.cross_attn.o.lora_A.weight", view([4, 64])),
+        ("diffusion_model.blocks.0.cross_attn.o.lora_B.weight", view([64, 4])),
+    ];
+    std::fs::write(path, safetensors::serialize(tensors, None).expect("serializes")).expect("writes");
+}
+
+#[test]
+fn loras_change_a_clip_by_their_strength() {
+    let out = folder("loras");
+    let model = goldens().join("tiny-model");
+    let lora = out.join("a lora=1.safetensors");
+    write_lora(&lora);
+    let clip = |loras: &[String]| {
+        let video = out.join("clip.y4m");
+        let mut arguments = vec!["generate", "--model", text(&model), "--prompt", "a red ball", "--out", text(&video)];
+        arguments.extend(loras.iter().flat_map(|lora| ["--lora", lora.as_str()]));
+        succeed(&arguments);
+        std::fs::read(video).expect("a video")
+    };
+    let with = |strength: &str| clip(&[format!("{}{strength}", text(&lora))]);
+    let plain = clip(&[]);
+    assert!(with("=0") == plain, "strength 0 is none");
+    assert!(with("") != plain && with("") == with("=1") && with("=0.5") != with(""), "the strength counts");
+    let twice = clip(&[format!("{}=0.25", text(&lora)), format!("{}=0.25", text(&lora))]);
+    assert!(twice != plain);
+
+    let tokenizer = model.join("tokenizer.json");
+    let generate = ["generate", "--model", text(&model), "--prompt", "a red ball", "--out", text(&out), "--lora"];
+    fail(&[&generate[..], &[text(&tokenizer)]].concat(), "LoRA");
+    fail(&[&generate[..], &["no-such-file"]].concat(), "no-such-file");
     let _ = std::fs::remove_dir_all(out);
 }
 

@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::generation::Generation;
 use crate::gpu::{self, GpuOptions};
 use crate::latents::noise::normal;
+use crate::lora::{LoraId, Loras};
 use crate::model::layout::Part;
 use crate::model::manifest::{ClipSize, Manifest};
 use crate::model::shards::{ShardAssembler, verify_file};
@@ -188,6 +189,7 @@ impl Loading {
             manifest: self.manifest,
             texts: self.texts,
             compute,
+            loras: Loras::default(),
         })
     }
 }
@@ -222,6 +224,7 @@ pub struct Engine {
     pub autoencoder: Taehv,
     /// Where all of it lives.
     pub compute: Compute,
+    loras: Loras,
 }
 
 /// What to make. Sizes that are left out are the model's first.
@@ -244,6 +247,31 @@ impl Engine {
     /// Prompts to ids; `None` where the model was loaded for a prompt pack alone.
     pub fn tokenizer(&self) -> Option<&Tokenizer> {
         self.texts.tokenizer.as_ref()
+    }
+
+    /// Puts a LoRA, a safetensors file, on the device beside the weights; `name` is for messages. It changes nothing
+    /// until [`use_loras`](Self::use_loras) asks for it.
+    ///
+    /// # Errors
+    /// [`Error::Lora`] with everything that is wrong with the file; [`Error::UnsupportedFeature`] for one that is too
+    /// large for the device.
+    pub fn add_lora(&mut self, name: &str, bytes: &[u8]) -> Result<LoraId> {
+        self.loras.add(&self.compute, &self.manifest, name, bytes)
+    }
+
+    /// From here on clips are made with exactly these LoRAs at these strengths; 1 is what a LoRA was trained for, 0 is
+    /// as if it were not there. The base weights stay where and as they are.
+    ///
+    /// # Errors
+    /// [`Error::InvalidRequest`] for a LoRA that is not there or is named twice, and a strength that is not finite.
+    /// Nothing is changed then.
+    pub fn use_loras(&mut self, loras: &[(LoraId, f32)]) -> Result<()> {
+        self.loras.apply(loras, self.denoiser.linears_mut())
+    }
+
+    /// Forgets a LoRA. Its memory is free once [`use_loras`](Self::use_loras) does not ask for it any more.
+    pub fn remove_lora(&mut self, lora: LoraId) {
+        self.loras.remove(lora);
     }
 
     /// Checks a request without running anything.

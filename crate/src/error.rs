@@ -29,6 +29,15 @@ pub enum Error {
     #[error("A weight file cannot be used: {0}. Download the file again, or give it in another published format.")]
     WeightFile(String),
 
+    /// A LoRA file is none, or was not made for this model.
+    #[error("A LoRA cannot be used: {}. Give one that was made for this model in place of {file}.", list(.problems))]
+    Lora {
+        /// Name of the file, or of several that belong together.
+        file: String,
+        /// Everything that is wrong with it; at least one.
+        problems: Vec<LoraProblem>,
+    },
+
     /// The tokenizer file cannot be read or does not fit the text encoder.
     #[error("The model's tokenizer cannot be used: {0}. Get the tokenizer file that belongs to the manifest.")]
     Tokenizer(String),
@@ -114,6 +123,62 @@ pub enum Error {
     Internal(String),
 }
 
+/// One thing that is wrong with a LoRA file. Keys are those of the file, layers have our names.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum LoraProblem {
+    /// Not a file with LoRA matrices at all; says what it is instead.
+    #[error("{0}")]
+    NotALora(String),
+    /// A key for a layer that the model does not have, or of a kind that is not read.
+    #[error("{0} matches no weight")]
+    UnknownLayer(String),
+    /// A second key for the same half of a layer's pair.
+    #[error("{0} is there twice")]
+    Twice(String),
+    /// A layer with one matrix of the two.
+    #[error("{0} has only one of its two matrices")]
+    Incomplete(String),
+    /// Two matrices of different ranks, of a rank that is not read, or not of the layer's size.
+    #[error("{layer} has {up:?} times {down:?} for a weight {weight:?}")]
+    WrongShape {
+        /// The layer.
+        layer: String,
+        /// Shape of `B`.
+        up: Vec<usize>,
+        /// Shape of `A`.
+        down: Vec<usize>,
+        /// Shape of the weight.
+        weight: Vec<usize>,
+    },
+    /// A layer whose `alpha` is not a single value.
+    #[error("{0} has an alpha that is not a single value")]
+    WrongAlpha(String),
+    /// A tensor of a type that holds no weights.
+    #[error("{key} has values of type {found}, which must be F64, F32, F16 or BF16")]
+    WrongType {
+        /// The tensor.
+        key: String,
+        /// Its type as the file names it.
+        found: String,
+    },
+    /// A number that is not finite.
+    #[error("{0}")]
+    NotFinite(String),
+}
+
+/// Problems in one line. A LoRA of another model has hundreds of strange keys; the first ones tell that as well.
+fn list(problems: &[LoraProblem]) -> String {
+    const SHOWN: usize = 32;
+    let shown: Vec<String> = problems.iter().take(SHOWN).map(ToString::to_string).collect();
+    let text = shown.join(", ");
+    match problems.len() {
+        1 => text,
+        count if count > SHOWN => format!("{count} keys amiss: {text} and {} more", count - SHOWN),
+        count => format!("{count} keys amiss: {text}"),
+    }
+}
+
 impl Error {
     /// The stable name of this kind of error, as programs see it (`error.code` in JavaScript).
     pub fn code(&self) -> &'static str {
@@ -122,6 +187,7 @@ impl Error {
             Self::Integrity(_) => "integrity",
             Self::Tensor(_) => "tensor",
             Self::WeightFile(_) => "weight-file",
+            Self::Lora { .. } => "lora",
             Self::Tokenizer(_) => "tokenizer",
             Self::EmptyPrompt => "empty-prompt",
             Self::PromptTooLong { .. } => "prompt-too-long",

@@ -17,6 +17,7 @@ pub mod generation;
 pub mod gpu;
 pub mod kernels;
 pub mod latents;
+pub mod lora;
 pub mod model;
 pub mod ops;
 #[cfg(not(target_family = "wasm"))]

@@ -3,6 +3,8 @@
 //!
 //! One clip at a time: tokens are `[tokens, channels]`, frames `[1, channels, height, width]`.
 
+use std::rc::Rc;
+
 use burn::backend::Dispatch;
 use burn::tensor::activation::{gelu_approximate, relu, silu, softmax};
 use burn::tensor::module::conv2d as burn_conv2d;
@@ -40,20 +42,46 @@ enum Weight {
     Words(Tensor<1, Int>),
 }
 
-/// `y = x W^T + b`, then an activation. Weights stay in the form they were shipped in.
+/// `y = x W^T + b`, then an activation. Weights stay in the form they were shipped in; LoRAs lie beside them.
 pub struct Linear {
+    name: String,
     weight: Weight,
     bias: Tensor<1>,
     spec: LinearSpec,
+    /// Each with its strength, which is not 0.
+    low_rank: Vec<(Rc<LowRank>, f32)>,
+    /// Stands for an addend that is not there; a kernel's buffers must be different ones.
+    nothing: Tensor<2>,
+}
+
+/// A LoRA's share of one linear layer: `factor * (x A^T) B^T`.
+pub struct LowRank {
+    down: Linear,
+    up: Linear,
+    factor: f32,
+}
+
+impl LowRank {
+    /// `down` is `A` `[rank, in]`, `up` is `B` `[out, rank]`, both without a bias; `factor` is `alpha / rank`.
+    pub fn new(down: Linear, up: Linear, factor: f32) -> Self {
+        Self { down, up, factor }
+    }
+
+    /// `sum + strength * factor * (x A^T) B^T`
+    fn add(&self, x: Tensor<2>, strength: f32, sum: Option<Tensor<2>>) -> Tensor<2> {
+        let inner = self.down.product(x, None, Activation::None).mul_scalar(strength * self.factor);
+        self.up.product(inner, sum, Activation::None)
+    }
 }
 
 impl Linear {
     /// Takes a weight of two or more dimensions (those after the first count as one) and an optional bias.
     pub fn new(compute: &Compute, weight: Stored, bias: Option<RawTensor>) -> Result<Self> {
-        let (dtype, shape, group) = match &weight {
-            Stored::Host(raw) => (raw.dtype, raw.shape.clone(), raw.group.unwrap_or(0)),
-            Stored::Device(device) => (device.dtype, device.shape.clone(), device.group),
+        let (name, dtype, shape, group) = match &weight {
+            Stored::Host(raw) => (&raw.name, raw.dtype, raw.shape.clone(), raw.group.unwrap_or(0)),
+            Stored::Device(device) => (&device.name, device.dtype, device.shape.clone(), device.group),
         };
+        let name = name.strip_suffix(".weight").unwrap_or(name).to_owned();
         let n = shape.first().copied().unwrap_or(0);
         let k = shape.iter().skip(1).product::<usize>();
         if k % 4 != 0 && compute.kind == Kind::Gpu {
@@ -61,7 +89,7 @@ impl Linear {
                 "a linear layer of shape {shape:?} has an input width that is not a multiple of 4"
             )));
         }
-        let spec = LinearSpec { dtype, n, k, group, has_bias: bias.is_some(), activation: 0 };
+        let spec = LinearSpec { dtype, n, k, group, has_bias: bias.is_some(), has_addend: false, activation: 0 };
         let bias = match bias {
             Some(raw) => compute.upload(&raw)?.reshape([n]),
             None => Tensor::zeros([1], &compute.device),
@@ -75,7 +103,18 @@ impl Linear {
             }
             Stored::Host(raw) => Weight::Dense(dense(&raw, [n, k], &compute.device)?),
         };
-        Ok(Self { weight, bias, spec })
+        let nothing = Tensor::zeros([1, 1], &compute.device);
+        Ok(Self { name, weight, bias, spec, low_rank: Vec::new(), nothing })
+    }
+
+    /// Name of the weight, without `.weight`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Puts LoRAs with their strengths beside the weight, in place of those that were there.
+    pub fn set_low_rank(&mut self, low_rank: Vec<(Rc<LowRank>, f32)>) {
+        self.low_rank = low_rank;
     }
 
     /// Bytes of its weights as they are held, in host memory or on the device.
@@ -90,13 +129,21 @@ impl Linear {
 
     /// `[M, in]` -> `[M, out]`.
     pub fn forward(&self, x: Tensor<2>, activation: Activation) -> Tensor<2> {
+        let added =
+            self.low_rank.iter().fold(None, |sum, (share, strength)| Some(share.add(x.clone(), *strength, sum)));
+        self.product(x, added, activation)
+    }
+
+    /// `activation(x W^T + b + addend)`, without LoRAs.
+    fn product(&self, x: Tensor<2>, addend: Option<Tensor<2>>, activation: Activation) -> Tensor<2> {
         let weight = match &self.weight {
             Weight::Words(words) => {
-                let spec = LinearSpec { activation: activation as u32, ..self.spec };
+                let spec = LinearSpec { activation: activation as u32, has_addend: addend.is_some(), ..self.spec };
                 return Tensor::from_dispatch(<Dispatch as GpuKernels>::kinora_linear(
                     x.into_dispatch(),
                     words.clone().into_dispatch(),
                     self.bias.clone().into_dispatch(),
+                    addend.unwrap_or_else(|| self.nothing.clone()).into_dispatch(),
                     spec,
                 ));
             }
@@ -107,6 +154,9 @@ impl Linear {
         let mut y = x.matmul(weight.transpose());
         if self.spec.has_bias {
             y = y + self.bias.clone().unsqueeze();
+        }
+        if let Some(addend) = addend {
+            y = y + addend;
         }
         match activation {
             Activation::None => y,

@@ -12,7 +12,6 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use half::{bf16, f16};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::{Value, json};
 
@@ -22,7 +21,7 @@ use crate::model::manifest::{
     AutoencoderConfig, DType, MAX_SHARD_BYTES, Manifest, SCHEMA_VERSION, TENSOR_ALIGNMENT, TensorInfo, TensorPart,
 };
 use crate::model::shards::{named, sha256_hex};
-use crate::model::{quant, validate};
+use crate::model::{floats, quant, validate};
 use crate::text::umt5::TABLE;
 
 mod convert;
@@ -279,12 +278,12 @@ fn write_tensor(writer: &mut ShardWriter<'_>, info: &TensorInfo, view: &TensorVi
     };
     if group.is_none() {
         for (index, bytes) in view.data().chunks(CHUNK * size).enumerate() {
-            let values = to_f32(view.dtype(), bytes, index * CHUNK)?;
+            let values = floats::to_f32(view.dtype(), bytes, index * CHUNK).map_err(Error::Tensor)?;
             writer.write(&quant::encode(*dtype, &[values.len()], None, &values)?)?;
         }
         return Ok(None);
     }
-    let values = to_f32(view.dtype(), view.data(), 0)?;
+    let values = floats::to_f32(view.dtype(), view.data(), 0).map_err(Error::Tensor)?;
     let bytes = quant::encode(*dtype, shape, *group, &values)?;
     writer.write(&bytes)?;
     let square = |value: f32| f64::from(value).powi(2);
@@ -292,23 +291,6 @@ fn write_tensor(writer: &mut ShardWriter<'_>, info: &TensorInfo, view: &TensorVi
     let error: f64 = values.iter().zip(&decoded).map(|(value, decoded)| square(value - decoded)).sum();
     let total: f64 = values.iter().map(|&value| square(value)).sum();
     Ok((total > 0.0).then(|| (error / total).sqrt()))
-}
-
-/// Values as f32; `first` is the index of the first one within its tensor.
-fn to_f32(dtype: Dtype, bytes: &[u8], first: usize) -> Result<Vec<f32>> {
-    let pairs = bytes.chunks_exact(2).map(|pair| [pair[0], pair[1]]);
-    let values: Vec<f32> = match dtype {
-        Dtype::F16 => pairs.map(|pair| f16::from_le_bytes(pair).to_f32()).collect(),
-        Dtype::BF16 => pairs.map(|pair| bf16::from_le_bytes(pair).to_f32()).collect(),
-        _ => bytes.chunks_exact(4).map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]])).collect(),
-    };
-    match values.iter().position(|value| !value.is_finite()) {
-        Some(index) => {
-            let (value, index) = (values[index], first + index);
-            Err(Error::Tensor(format!("value {index} is {value}, not a finite number")))
-        }
-        None => Ok(values),
-    }
 }
 
 /// Fills what `requires` leaves open, from the sizes of weights and of the largest intermediate result.

@@ -4,6 +4,8 @@
 //! device is trusted only after it has computed every operation the models use, on sizes that are not multiples of any
 //! tile, and agreed with the CPU.
 
+use std::rc::Rc;
+
 use burn::tensor::Tensor;
 use burn::tensor::activation::silu;
 
@@ -13,8 +15,8 @@ use crate::latents::noise;
 use crate::model::manifest::DType;
 use crate::model::quant;
 use crate::model::shards::RawTensor;
-use crate::ops::{self, Activation, Affine, Conv, Linear};
-use crate::weights::WeightStore;
+use crate::ops::{self, Activation, Affine, Conv, Linear, LowRank};
+use crate::weights::{Stored, WeightStore};
 
 /// One operation's result against the CPU's.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
@@ -60,11 +62,12 @@ pub async fn run(compute: &Compute) -> Result<Vec<Check>> {
     Ok(checks)
 }
 
-const CASES: [&str; 12] = [
+const CASES: [&str; 13] = [
     "linear f32",
     "linear f16",
     "linear q8",
     "linear q4",
+    "linear with two LoRAs",
     "attention",
     "attention with bias",
     "layer norm",
@@ -111,6 +114,18 @@ async fn case(compute: &Compute, name: &str, stream: u32) -> Result<Vec<f32>> {
         "linear f16" => linear(DType::F16)?.forward(x(), Activation::Gelu),
         "linear q8" => linear(DType::Q8)?.forward(x(), Activation::Silu),
         "linear q4" => linear(DType::Q4)?.forward(x(), Activation::None),
+        "linear with two LoRAs" => {
+            let half = |part: u64, dtype: DType, shape: &[usize]| {
+                Linear::new(compute, Stored::linear(compute, raw(part, dtype, shape)?), None)
+            };
+            let share = |part: u64, dtype: DType, rank: usize| -> Result<_> {
+                let (down, up) = (half(part, dtype, &[rank, 96])?, half(part + 1, dtype, &[70, rank])?);
+                Ok(Rc::new(LowRank::new(down, up, 0.5)))
+            };
+            let mut linear = linear(DType::Q8)?;
+            linear.set_low_rank(vec![(share(7, DType::F32, 12)?, 0.7), (share(9, DType::F16, 4)?, -0.3)]);
+            linear.forward(x(), Activation::Gelu)
+        }
         "attention" => ops::attention(compute, x(), two(4, [131, 96]), two(5, [131, 96]), None, 3, 0.17),
         "attention with bias" => {
             let bias = compute.tensor(values(6, 3 * 67 * 67), [3, 67, 67]);

@@ -287,6 +287,42 @@ impl WebEngine {
         Ok(WebGeneration { inner: generation })
     }
 
+    /// Puts a LoRA on the device and gives its number; `name` is for messages.
+    #[wasm_bindgen(js_name = addLora)]
+    pub fn add_lora(&self, name: String, safetensors: Vec<u8>) -> Result<u32, JsValue> {
+        self.change(|engine| engine.add_lora(&name, &safetensors))
+    }
+
+    /// Clips begun from here on are made with exactly these LoRAs, `numbers[i]` at `strengths[i]`.
+    #[wasm_bindgen(js_name = useLoras)]
+    pub fn use_loras(&self, numbers: Vec<u32>, strengths: Vec<f32>) -> Result<(), JsValue> {
+        if numbers.len() != strengths.len() {
+            return Err(thrown(Error::InvalidRequest("every LoRA needs a strength".into())));
+        }
+        let loras: Vec<(u32, f32)> = numbers.into_iter().zip(strengths).collect();
+        self.change(|engine| engine.use_loras(&loras))
+    }
+
+    /// Forgets a LoRA that is not in use.
+    #[wasm_bindgen(js_name = removeLora)]
+    pub fn remove_lora(&self, number: u32) -> Result<(), JsValue> {
+        self.change(|engine| {
+            engine.remove_lora(number);
+            Ok(())
+        })
+    }
+
+    /// Changes the engine while nothing is being made with it: a clip in the making counts on its weights.
+    fn change<T>(&self, change: impl FnOnce(&mut Engine) -> Result<T>) -> Result<T, JsValue> {
+        match &mut *self.state.borrow_mut() {
+            State::Ready(engine) => match Rc::get_mut(engine) {
+                Some(engine) => change(engine).map_err(thrown),
+                None => Err(thrown(Error::InvalidRequest("a clip is being made, free it first".into()))),
+            },
+            _ => Err(thrown(Error::InvalidRequest("the model's shards have not all been added".into()))),
+        }
+    }
+
     /// One stage on a safetensors file, as `kinora stage`.
     #[wasm_bindgen(js_name = runStage)]
     pub async fn run_stage(&self, stage: String, safetensors: Vec<u8>) -> Result<Uint8Array, JsValue> {

@@ -15,6 +15,8 @@ use crate::ops::{Conv, Linear};
 
 /// A linear weight that is already on the GPU, packed as it was shipped.
 pub struct DeviceWeight {
+    /// Full name.
+    pub name: String,
     /// The bytes as 32-bit words.
     pub words: Tensor<1, Int>,
     /// How to read them.
@@ -31,6 +33,16 @@ pub enum Stored {
     Host(RawTensor),
     /// On the GPU.
     Device(DeviceWeight),
+}
+
+impl Stored {
+    /// Puts the weight of a linear layer where the device wants it.
+    pub fn linear(compute: &Compute, raw: RawTensor) -> Self {
+        match compute.kind {
+            Kind::Gpu => Self::Device(to_device(compute, raw)),
+            Kind::Cpu => Self::Host(raw),
+        }
+    }
 }
 
 /// All tensors that no model has taken yet.
@@ -53,11 +65,7 @@ impl WeightStore {
     /// Adds a verified tensor.
     pub fn insert(&mut self, raw: RawTensor) {
         let name = raw.name.clone();
-        let stored = if self.compute.kind == Kind::Gpu && is_linear_weight(&raw) {
-            Stored::Device(to_device(&self.compute, raw))
-        } else {
-            Stored::Host(raw)
-        };
+        let stored = if is_linear_weight(&raw) { Stored::linear(&self.compute, raw) } else { Stored::Host(raw) };
         self.tensors.insert(name, stored);
     }
 
@@ -123,6 +131,7 @@ fn to_device(compute: &Compute, raw: RawTensor) -> DeviceWeight {
     let words: Vec<i32> = bytes.chunks_exact(4).map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
     let count = words.len();
     DeviceWeight {
+        name: raw.name,
         words: Tensor::from_data(burn::tensor::TensorData::new(words, [count]), &compute.device),
         dtype: raw.dtype,
         shape: raw.shape,

@@ -3,16 +3,18 @@
  * result; the controls around it belong to the page. Nothing but the manifest is fetched before `generate()`.
  *
  * Attributes: `src` (address of the manifest), `prompt`, `seed`, `size` (`176x96`, or `176x96x17` with the number of
- * frames; one that the manifest offers, its first if absent), `device` (`auto`, `webgpu` or `cpu`), `limits`
- * (`default` asks the GPU for the WebGPU default limits only), `prompts` (address of a prompt pack, in place of the one that
- * the manifest may name), `text-encoder` (`resident`, `streamed` or `auto`). Events: `statechange`, `progress`, `frame`, `notice`,
- * `result`, `error`.
+ * frames; one that the manifest offers, its first if absent), `loras` (addresses of LoRA files with spaces between, each
+ * with its strength behind an equals sign unless that is 1: `ink.safetensors fog.safetensors=0.6`), `device` (`auto`,
+ * `webgpu` or `cpu`), `limits` (`default` asks the GPU for the WebGPU default limits only), `prompts` (address of a prompt
+ * pack, in place of the one that the manifest may name), `text-encoder` (`resident`, `streamed` or `auto`). Events:
+ * `statechange`, `progress`, `frame`, `notice`, `result`, `error`.
  */
 import { Client } from './client.js';
 import { downloadText } from './download.js';
 import type { Device, EngineInfo, SelfCheck, VideoRequest } from './engine.js';
 import { KinoraError, aborted, toKinoraError, type ErrorCode } from './errors.js';
 import { ShardStore, deleteStoredModels } from './loader.js';
+import { lorasOf, weighted, type Lora, type WeightedLora } from './loras.js';
 import { parseManifest, type ClipSize, type ModelManifest } from './manifest.js';
 import { STAGES } from './messages.js';
 import { Pace, Progress, type Stage } from './progress.js';
@@ -91,6 +93,8 @@ export interface GenerateOptions {
 	width?: number;
 	height?: number;
 	frames?: number;
+	/** Other than the attribute `loras`; an empty list is none. Those of the last run need not be fetched again. */
+	loras?: Lora[];
 	signal?: AbortSignal;
 }
 
@@ -267,14 +271,15 @@ export class KinoraVideo extends HTMLElement {
 		const awake = (navigator as { wakeLock?: WakeLock }).wakeLock?.request('screen').catch(() => undefined);
 		try {
 			const request = this.#request(options);
+			const loras = weighted(options.loras ?? lorasOf(this.getAttribute('loras')), document.baseURI);
 			const progress = new Progress();
-			const result = await this.#attempt(request, signal, progress).catch((error: unknown) => {
+			const result = await this.#attempt(request, loras, signal, progress).catch((error: unknown) => {
 				// The seed makes the second run the same clip. A device that is lost twice is not tried again.
 				if (toKinoraError(error).code !== 'device-lost' || signal.aborted) {
 					throw error;
 				}
 				this.#emit('notice', { restarted: true });
-				return this.#attempt(request, signal, progress).catch((second: unknown) => {
+				return this.#attempt(request, loras, signal, progress).catch((second: unknown) => {
 					// A browser withholds the adapter after some losses; what the visitor has to hear is that it was lost.
 					throw ['no-adapter', 'adapter-timeout'].includes(toKinoraError(second).code) ? error : second;
 				});
@@ -336,13 +341,12 @@ export class KinoraVideo extends HTMLElement {
 		return request;
 	}
 
-	async #attempt(request: VideoRequest, signal: AbortSignal, progress: Progress): Promise<VideoResult> {
+	async #attempt(request: VideoRequest, loras: WeightedLora[], signal: AbortSignal, progress: Progress): Promise<VideoResult> {
 		const started = performance.now();
 		const wasLoaded = this.#client.loaded;
 		this.#setState(wasLoaded ? 'generating' : 'loading');
-		progress.begin(
-			wasLoaded ? ['text', 'denoise', 'decode', 'encode'] : ['engine', 'download', 'warmup', 'text', 'denoise', 'decode', 'encode'],
-		);
+		const stages: Stage[] = loras.length > 0 ? ['lora', 'text', 'denoise', 'decode', 'encode'] : ['text', 'denoise', 'decode', 'encode'];
+		progress.begin(wasLoaded ? stages : ['engine', 'download', 'warmup', ...stages]);
 		let pace = new Pace(3000);
 		let last: Stage | undefined;
 		const report = (stage: Stage, fraction: number, text: string = STAGES[stage]) => {
@@ -352,7 +356,7 @@ export class KinoraVideo extends HTMLElement {
 			}
 			this.#emit('progress', { value: progress.update(stage, fraction), stage, text, remaining: pace.remaining(fraction) });
 		};
-		report(wasLoaded ? 'text' : 'engine', 0);
+		report(wasLoaded ? (stages[0] ?? 'text') : 'engine', 0);
 
 		const { manifest, probe, device } = await unlessAborted(this.availability(), signal);
 		if (probe?.problem && device === 'webgpu') {
@@ -379,6 +383,11 @@ export class KinoraVideo extends HTMLElement {
 			progress.begin(['download', 'text', 'denoise', 'decode', 'encode']);
 		}
 		const loaded = await this.#load(!packed, signal, report);
+		if (loras.length > 0) {
+			report('lora', 0);
+		}
+		// Also without any: those of an earlier run are taken away.
+		const adapted = await this.#client.call('loras', { loras }, { signal, onEvent: ({ done, total }) => report('lora', done / total) });
 		const { encodeClip } = await encoding.catch((cause: unknown) => {
 			throw new KinoraError('network', 'The video encoder could not be downloaded.', { retryable: true, cause });
 		});
@@ -412,7 +421,7 @@ export class KinoraVideo extends HTMLElement {
 			engine,
 			unknownWords,
 			checks: loaded.checks,
-			bytesDownloaded: opened.bytes + loaded.bytes,
+			bytesDownloaded: opened.bytes + loaded.bytes + adapted.bytes,
 			bytesFromCache: loaded.bytesFromCache,
 			stored: loaded.stored,
 			refusedCodecs: refused,

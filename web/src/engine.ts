@@ -97,6 +97,12 @@ export interface Engine {
 	selfTest(): Promise<{ checks: SelfCheck[] }>;
 	check(request: VideoRequest): PromptCheck;
 	begin(request: VideoRequest): Promise<Generation>;
+	/** Puts a safetensors file with a LoRA on the device and gives its number; throws `lora`. */
+	addLora(name: string, safetensors: Uint8Array): number;
+	/** Generations begun later use exactly these LoRAs, `numbers[i]` at `strengths[i]`. */
+	useLoras(numbers: Uint32Array, strengths: Float32Array): void;
+	/** Forgets a LoRA that is not in use. */
+	removeLora(number: number): void;
 	free(): void;
 }
 

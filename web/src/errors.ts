@@ -6,6 +6,7 @@ export const ERROR_CODES = [
 	'manifest',
 	'integrity',
 	'tensor',
+	'lora',
 	'tokenizer',
 	'empty-prompt',
 	'prompt-too-long',

@@ -1,12 +1,13 @@
 /** One figure from 0 to 1 for a whole run. It never falls, also when a stage is repeated or takes a cached path. */
 
-export type Stage = 'engine' | 'download' | 'warmup' | 'text' | 'denoise' | 'decode' | 'encode';
+export type Stage = 'engine' | 'download' | 'warmup' | 'lora' | 'text' | 'denoise' | 'decode' | 'encode';
 
 /** Relative time each stage is expected to take; a run leaves out the stages it does not need. */
 const WEIGHTS: Readonly<Record<Stage, number>> = {
 	engine: 10,
 	download: 30,
 	warmup: 8,
+	lora: 6,
 	text: 2,
 	denoise: 32,
 	decode: 14,

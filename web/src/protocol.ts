@@ -4,6 +4,7 @@
  */
 import type { WireError } from './errors.js';
 import type { Device, EngineInfo, FrameBatch, PromptCheck, SelfCheck, VideoRequest } from './engine.js';
+import type { WeightedLora } from './loras.js';
 import type { ProbeReport } from './probe.js';
 
 export interface OpenArguments {
@@ -55,6 +56,8 @@ export type DownloadEvent = { kind: 'download'; loaded: number; total: number };
 
 export type LoadEvent = DownloadEvent | { kind: 'warmup'; done: number; total: number };
 
+export type LorasEvent = { kind: 'lora'; done: number; total: number };
+
 export type GenerateEvent =
 	| { kind: 'text'; width: number; height: number; frames: number; fps: number; steps: number }
 	| { kind: 'step'; index: number; steps: number; sigma: number }
@@ -67,6 +70,8 @@ export interface Calls {
 	open: { arguments: OpenArguments; event: DownloadEvent; result: OpenResult };
 	check: { arguments: VideoRequest; event: never; result: PromptCheck };
 	load: { arguments: LoadArguments; event: LoadEvent; result: LoadResult };
+	/** Which LoRAs the next generations use: those named and no others. The result counts bytes from the network. */
+	loras: { arguments: { loras: WeightedLora[] }; event: LorasEvent; result: { bytes: number } };
 	generate: { arguments: VideoRequest; event: GenerateEvent; result: GenerateResult };
 }
 

@@ -6,6 +6,7 @@ import { KinoraError, aborted, toWire } from './errors.js';
 import type { Engine, EngineModule, EngineOptions, Generation, TextEncoderPlan } from './engine.js';
 import { download, request, withRetries, downloadText } from './download.js';
 import { ShardStore, loadShards } from './loader.js';
+import { Loras } from './loras.js';
 import { parseManifest, type ModelManifest } from './manifest.js';
 import { probe } from './probe.js';
 import type { CallName, Calls, FromWorker, OpenArguments, ToWorker } from './protocol.js';
@@ -27,6 +28,7 @@ const STREAMED_FROM = 512 << 20;
 
 interface Opened {
 	engine: Engine;
+	loras: Loras;
 	manifest: ModelManifest;
 	base: string;
 	ready: boolean;
@@ -102,6 +104,14 @@ async function importEngine(signal: AbortSignal, onProgress: (loaded: number, to
 	}
 }
 
+function loaded(): Opened {
+	const found = current();
+	if (!found.ready) {
+		throw new KinoraError('internal', 'The model has not been loaded.');
+	}
+	return found;
+}
+
 function current(): Opened {
 	if (opened === undefined) {
 		throw new KinoraError('internal', 'No model has been opened.');
@@ -168,7 +178,8 @@ const handlers: Handlers = {
 		opened = undefined;
 		const { device: wanted, strictLimits } = input;
 		const engine = await Engine.create(input.manifest, tokenizer, { device: wanted, strictLimits, textEncoder, readShard, ...prompts });
-		opened = { engine, manifest, base: input.manifestUrl, ready: false, textEncoder, encoderStored: false, failure: undefined };
+		const loras = new Loras(engine);
+		opened = { engine, loras, manifest, base: input.manifestUrl, ready: false, textEncoder, encoderStored: false, failure: undefined };
 		const { device, adapter, software, engine: version } = engine.info;
 		return {
 			info: { device, adapter, software, engine: version },
@@ -228,11 +239,13 @@ const handlers: Handlers = {
 		};
 	},
 
+	async loras(input, emit, signal) {
+		const total = input.loras.length;
+		return { bytes: await loaded().loras.use(input.loras, signal, (done) => emit({ kind: 'lora', done, total })) };
+	},
+
 	async generate(input, emit, signal) {
-		const { engine, ready } = current();
-		if (!ready) {
-			throw new KinoraError('internal', 'The model has not been loaded.');
-		}
+		const { engine } = loaded();
 		const started = performance.now();
 		current().failure = undefined;
 		const generation = await engine.begin(input).catch((error: unknown) => {

@@ -35,6 +35,10 @@ impl Attention {
             norm_k: store.row(&format!("{prefix}.norm_k.weight"))?,
         })
     }
+
+    fn linears_mut(&mut self) -> [&mut Linear; 4] {
+        [&mut self.q, &mut self.k, &mut self.v, &mut self.out]
+    }
 }
 
 struct Block {
@@ -98,6 +102,15 @@ impl Wan {
             head_modulation: store.table("transformer.scale_shift_table")?,
             proj_out: store.linear("transformer.proj_out")?,
         })
+    }
+
+    /// Every linear layer: what a LoRA may change.
+    pub(crate) fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
+        let Self { patch_embedding, time_in, time_out, time_proj, text_in, text_out, blocks, proj_out, .. } = self;
+        let inner = blocks.iter_mut().flat_map(|Block { attn1, attn2, ffn_in, ffn_out, .. }| {
+            attn1.linears_mut().into_iter().chain(attn2.linears_mut()).chain([ffn_in, ffn_out])
+        });
+        [patch_embedding, time_in, time_out, time_proj, text_in, text_out, proj_out].into_iter().chain(inner)
     }
 
     /// Embeddings `[tokens, text_dim]`, zero-padded to `padded` rows as Wan was trained -> what all steps share.

@@ -1,4 +1,4 @@
-// out[M, N] = activation(x[M, K] * w[N, K]^T + bias[N])
+// out[M, N] = activation(x[M, K] * w[N, K]^T + bias[N] + addend[M, N])
 //
 // 64x64 output tile per workgroup of 16x16 threads, 4x4 outputs a thread, K walked 16 at a time.
 // 8 KiB of workgroup memory: fits the 16 KiB every WebGPU device guarantees. Weights stay packed in
@@ -7,8 +7,9 @@
 @group(0) @binding(0) var<storage, read_write> x: array<f32>;
 @group(0) @binding(1) var<storage, read_write> w: array<u32>;
 @group(0) @binding(2) var<storage, read_write> bias: array<f32>;
-@group(0) @binding(3) var<storage, read_write> out: array<f32>;
-@group(0) @binding(4) var<storage, read_write> info: array<u32>; // M, N, K, group, word offset of the scales, has_bias, activation
+@group(0) @binding(3) var<storage, read_write> addend: array<f32>;
+@group(0) @binding(4) var<storage, read_write> out: array<f32>;
+@group(0) @binding(5) var<storage, read_write> info: array<u32>; // M, N, K, group, word offset of the scales, has_bias, activation, has_addend
 
 var<workgroup> tile_x: array<vec4<f32>, 256>; // [k/4][row]
 var<workgroup> tile_w: array<vec4<f32>, 256>; // [k/4][column]
@@ -81,6 +82,7 @@ fn main(@builtin(workgroup_id) group_id: vec3<u32>, @builtin(local_invocation_id
             if (col >= cols) { continue; }
             var v = acc[i][j];
             if (info[5] == 1u) { v += bias[col]; }
+            if (info[7] == 1u) { v += addend[row * cols + col]; }
             out[row * cols + col] = activate(v, info[6]);
         }
     }

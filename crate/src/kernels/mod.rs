@@ -28,6 +28,8 @@ pub struct LinearSpec {
     pub group: usize,
     /// Whether the bias counts.
     pub has_bias: bool,
+    /// Whether the addend counts.
+    pub has_addend: bool,
     /// 0 none, 1 GELU (tanh form), 2 SiLU.
     pub activation: u32,
 }
@@ -84,11 +86,12 @@ pub struct ConvSpec {
 /// The operations that have a kernel of their own. Shapes as in [`crate::ops`].
 #[backend_extension(Cube)]
 pub trait GpuKernels: Backend {
-    /// `[M, K] x [N, K]` packed -> `[M, N]`.
+    /// `[M, K] x [N, K]` packed, bias `[N]`, addend `[M, N]` -> `[M, N]`.
     fn kinora_linear(
         x: FloatTensor<Self>,
         w: IntTensor<Self>,
         bias: FloatTensor<Self>,
+        addend: FloatTensor<Self>,
         spec: LinearSpec,
     ) -> FloatTensor<Self>;
 
@@ -171,16 +174,25 @@ impl GpuKernels for Cube {
         x: FloatTensor<Self>,
         w: IntTensor<Self>,
         bias: FloatTensor<Self>,
+        addend: FloatTensor<Self>,
         spec: LinearSpec,
     ) -> FloatTensor<Self> {
-        let x = into_contiguous(x);
+        let (x, addend) = (into_contiguous(x), into_contiguous(addend));
         let m = x.meta.shape()[0];
         let out = Output::new(&x, &[m, spec.n]);
-        let info =
-            [m, spec.n, spec.k, spec.group, scale_word(&spec), usize::from(spec.has_bias), spec.activation as usize];
+        let info = [
+            m,
+            spec.n,
+            spec.k,
+            spec.group,
+            scale_word(&spec),
+            usize::from(spec.has_bias),
+            spec.activation as usize,
+            usize::from(spec.has_addend),
+        ];
         Kernel::new("linear", include_str!("linear.wgsl"), [16, 16])
             .with("unpack", unpack_source(spec.dtype), spec.dtype as u32)
-            .launch(&[&x, &w, &bias], &out, &info, [spec.n.div_ceil(64), m.div_ceil(64)]);
+            .launch(&[&x, &w, &bias, &addend], &out, &info, [spec.n.div_ceil(64), m.div_ceil(64)]);
         out.into()
     }
 

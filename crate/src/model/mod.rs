@@ -1,7 +1,9 @@
 //! What a model is made of: its manifest, its list of tensors, its shards and its number formats.
 
+pub(crate) mod floats;
 pub mod layout;
 pub mod manifest;
+pub(crate) mod names;
 pub mod quant;
 pub mod reader;
 pub mod shards;

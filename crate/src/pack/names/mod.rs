@@ -13,8 +13,7 @@ use std::collections::BTreeMap;
 use super::source::Source;
 use crate::error::{Error, Result};
 use crate::model::layout::{Expected, Part};
-
-pub(super) use wan::underscored as wan_underscored;
+use crate::model::names::clean;
 
 /// What a name in a file stands for. Names are without the prefix of the part.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -181,48 +180,9 @@ fn fit(ours: &str, stored: &[usize], wanted: &[usize]) -> Option<usize> {
     taehv::rows_to_skip(ours, stored, wanted)
 }
 
-/// Wrappers around a module that leave their names within the names of its tensors.
-const WITHIN: [&str; 3] = ["_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod."];
-/// What training code and other programs put in front of the names, outermost first.
-const BEFORE: [&str; 8] =
-    ["module.", "generator.", "student.", "net.", "base_model.", "model.", "diffusion_model.", "transformer."];
-
-/// A name without what wrappers added. `prefix` is the part's own, which some files have.
-pub(super) fn clean(name: &str, prefix: &str) -> String {
-    let mut name = name.to_owned();
-    for within in WITHIN {
-        name = name.replace(within, "");
-    }
-    let mut rest = name.as_str();
-    while let Some(shorter) = BEFORE.iter().chain([&prefix]).find_map(|before| rest.strip_prefix(before)) {
-        rest = shorter;
-    }
-    rest.to_owned()
-}
-
-/// What a name of a Wan transformer stands for, for LoRA files; see [`wan::meaning`].
-pub(super) fn wan_meaning(name: &str) -> Meaning {
-    wan::meaning(name)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn wrappers_are_taken_off_in_any_order() {
-        for name in [
-            "blocks.0.ffn.0.weight",
-            "model.blocks.0.ffn.0.weight",
-            "module.model._fsdp_wrapped_module.blocks.0.ffn.0.weight",
-            "model.diffusion_model.blocks.0._checkpoint_wrapped_module.ffn.0.weight",
-            "net.blocks.0.ffn.0.weight",
-            "transformer.blocks.0.ffn.0.weight",
-        ] {
-            assert_eq!(clean(name, "transformer."), "blocks.0.ffn.0.weight");
-        }
-        assert_eq!(clean("encoder.block.0.x", "text_encoder."), "encoder.block.0.x");
-    }
 
     #[test]
     fn shapes_fit_only_where_the_numbers_are_the_same() {

@@ -55,12 +55,17 @@ pub struct Family {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Companion {
+    /// Short name.
+    pub id: String,
     /// The command line's name of the part: `text-encoder`, `tokenizer` or `autoencoder`.
     pub part: String,
     /// Repository on the Hugging Face hub, or a place with its host.
     pub repository: String,
     /// Path within the repository.
     pub file: String,
+    /// Length of the file in bytes where it is known, to the three digits that are published.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
     /// License.
     pub license: String,
     /// Anything else worth knowing.
@@ -140,6 +145,9 @@ pub struct Checkpoint {
     pub file: String,
     /// Commit of the repository, where one is known.
     pub revision: Option<String>,
+    /// Length of the file in bytes where it is known, to the three digits that are published.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
     /// License as the repository states it.
     pub license: String,
     /// `safetensors`, `pytorch` or `mlx-int8`.
@@ -152,6 +160,19 @@ pub struct Checkpoint {
     /// Anything else worth knowing.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub note: String,
+}
+
+/// What has to be fetched for an entry: a file, or a folder of a repository.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Remote {
+    /// Repository on the Hugging Face hub, `OWNER/NAME`.
+    pub repository: String,
+    /// Path within the repository, of a file or of a folder.
+    pub path: String,
+    /// Commit of the repository, where one is known.
+    pub revision: Option<String>,
+    /// Length in bytes to three digits, of a file whose length is known.
+    pub bytes: Option<u64>,
 }
 
 impl Sampler {
@@ -241,6 +262,44 @@ impl Registry {
     /// [`Error::InvalidRequest`] naming those there are.
     pub fn family(&self, id: &str) -> Result<&Family> {
         find("family", id, &self.families, |family| &family.id)
+    }
+
+    /// What belongs to a checkpoint, or to a file for another part, by its short name.
+    ///
+    /// # Errors
+    /// [`Error::InvalidRequest`] naming those there are, and for a file that does not lie on the hub.
+    pub fn remote(&self, id: &str) -> Result<Vec<Remote>> {
+        if let Some(found) = self.checkpoints.iter().find(|checkpoint| checkpoint.id == id) {
+            let Checkpoint { repository, file, revision, bytes, lora, .. } = found;
+            let remote = |path: &String, bytes| Remote {
+                repository: repository.clone(),
+                path: path.clone(),
+                revision: revision.clone(),
+                bytes,
+            };
+            if file.is_empty() {
+                return Err(Error::InvalidRequest(format!("it is not known which file of {repository} {id} is")));
+            }
+            return Ok([remote(file, *bytes)]
+                .into_iter()
+                .chain(lora.as_ref().map(|lora| remote(lora, None)))
+                .collect());
+        }
+        let companions = || self.families.iter().flat_map(|family| &family.companions);
+        let Some(found) = companions().find(|companion| companion.id == id) else {
+            let names = self.checkpoints.iter().map(|checkpoint| &checkpoint.id);
+            let names: Vec<&str> =
+                names.chain(companions().map(|companion| &companion.id)).map(String::as_str).collect();
+            return Err(Error::InvalidRequest(format!("there is no model {id:?}, there are {}", names.join(", "))));
+        };
+        let Companion { repository, file, bytes, note, .. } = found;
+        if repository.split('/').count() != 2 {
+            return Err(Error::InvalidRequest(format!(
+                "{file} lies on {repository} and not on the hub, fetch it from there ({note})"
+            )));
+        }
+        let (repository, path) = (repository.clone(), file.clone());
+        Ok(vec![Remote { repository, path, revision: None, bytes: *bytes }])
     }
 
     /// A sampler by its name.

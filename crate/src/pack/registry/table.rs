@@ -53,8 +53,8 @@ impl fmt::Display for Registry {
         for family in &self.families {
             writeln!(f, "\nThe other parts of family {}:", family.id)?;
             for row in &family.companions {
-                writeln!(f, "  --{:<14}{}  {} ({})", row.part, row.repository, row.file, row.license)?;
-                writeln!(f, "  {:<16}{}", "", row.note)?;
+                writeln!(f, "  {:<22}--{:<14}{}  {} ({})", row.id, row.part, row.repository, row.file, row.license)?;
+                writeln!(f, "  {:<38}{}", "", row.note)?;
             }
         }
         writeln!(f, "\n{:<26}{:<14}sigmas", "sampler", "frames")?;

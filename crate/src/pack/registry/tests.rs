@@ -37,6 +37,27 @@ fn every_entry_refers_to_what_is_there_and_makes_a_valid_model() {
 }
 
 #[test]
+fn names_lead_to_files_on_the_hub() {
+    let registry = registry().unwrap();
+    let mut names: Vec<&String> = registry.checkpoints.iter().map(|checkpoint| &checkpoint.id).collect();
+    names.extend(registry.families.iter().flat_map(|family| &family.companions).map(|companion| &companion.id));
+    for name in &names {
+        assert_eq!(names.iter().filter(|other| other == &name).count(), 1, "{name} is there twice");
+        match registry.remote(name) {
+            Ok(files) => assert!(files.iter().all(|file| file.repository.split('/').count() == 2), "{name}"),
+            Err(error) => assert!(error.to_string().contains("github.com") && *name == "taew2.1", "{error}"),
+        }
+    }
+    let base = &registry.remote("wan2.1-t2v-1.3b-base").unwrap()[..];
+    let [Remote { path, revision: Some(revision), bytes: Some(5_680_000_000), .. }] = base else { panic!("{base:?}") };
+    assert_eq!((path.as_str(), revision.len()), ("diffusion_pytorch_model.safetensors", 40));
+    let paths: Vec<String> = registry.remote("longlive").unwrap().into_iter().map(|file| file.path).collect();
+    assert_eq!(paths, ["models/longlive_base.pt", "models/lora.pt"]);
+    let unknown = registry.remote("x").unwrap_err().to_string();
+    assert!(unknown.contains("longlive") && unknown.contains("umt5-tokenizer"), "{unknown}");
+}
+
+#[test]
 fn step_tables_are_what_the_formulas_give() {
     let registry = registry().unwrap();
     let table = |id: &str| registry.sampler(id).unwrap();
