@@ -92,19 +92,27 @@ def hold_to_reference(work, _):
     return good
 
 
+def in_chromium(script, *arguments):
+    """What a script prints."""
+    run = subprocess.run(["node", HERE / script, *arguments], stdout=subprocess.PIPE, text=True)
+    if run.returncode:
+        raise SystemExit(f"{script} failed: {' '.join(map(str, arguments))}")
+    return json.loads(run.stdout)
+
+
 def browser(work, args):
-    """One denoiser pass on the smallest latents in Chromium's worker, on both devices."""
+    """One denoiser pass on the smallest latents in a worker in Chromium, then a clip of one frame from the page."""
     view, good = packed_model.Packed(work / "denoiser"), True
     tensors = reference.inputs(view.manifest, BROWSER_LATENTS)["denoise"]
     save_file(tensors, work / "browser.in.safetensors")
     expected = reference.run("denoise", view, tensors)
     for device in args.devices.split(","):
         out = work / f"browser.{device}.safetensors"
-        run = subprocess.run(["node", HERE / "browser.mjs", "--model", work / "denoiser", "--device", device, "--in",
-                              work / "browser.in.safetensors", "--out", out], stdout=subprocess.PIPE, text=True)
-        if run.returncode:
-            raise SystemExit(f"the browser run on {device} failed")
-        good &= compare("browser", {"device": device, **json.loads(run.stdout)}, load_file(out), expected)
+        facts = in_chromium("stage.mjs", "--model", work / "denoiser", "--device", device,
+                            "--in", work / "browser.in.safetensors", "--out", out)
+        good &= compare("browser", {"device": device, **facts}, load_file(out), expected)
+    facts = in_chromium("page.mjs", "--model", work / "denoiser", "--device", args.page_device)
+    report("page", **facts)
     return good
 
 
@@ -117,6 +125,7 @@ def main():
     parser.add_argument("--keep", type=Path, help="folder for the files, which stay there; those found are not made again")
     parser.add_argument("--seed", type=int, default=20)
     parser.add_argument("--devices", default="cpu,webgpu", help="devices of the browser run")
+    parser.add_argument("--page-device", default="cpu", help="device of the page's clip; emulated WebGPU takes 15 minutes")
     parser.add_argument("--steps", default=",".join(STEPS), help="only these, on the files of an earlier run with --keep")
     args = parser.parse_args()
     work = args.keep or Path(tempfile.mkdtemp(prefix="kinora-full-size-"))

@@ -1,4 +1,4 @@
-// One stage of a packed model in Chromium: `node browser.mjs --model DIR --device cpu|webgpu --in FILE --out FILE`.
+// One stage of a packed model in Chromium: `node stage.mjs --model DIR --device cpu|webgpu --in FILE --out FILE`.
 // Prints what it took as JSON. Needs the built page.
 import { mkdtemp, copyFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
