@@ -69,7 +69,8 @@ def write_denoiser_view(folder, out, layers=1, words=1024):
     manifest.update(name="full-size-denoiser", title="Random weights of full size", tensors=tensors,
                     shards=[manifest["shards"][old] for old in used],
                     video={"fps": 16, "sizes": [{"width": 48, "height": 32, "frames": [1]}]})
-    out.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(out, ignore_errors=True)  # of an earlier run
+    out.mkdir(parents=True)
     for shard in manifest["shards"]:
         os.link(folder / shard["path"], out / shard["path"])
     shutil.copy(folder / text["tokenizer"]["path"], out / text["tokenizer"]["path"])

@@ -20,7 +20,8 @@ try {
 	const { engine, count } = await make(page, { prompt: 'a red ball', seed: 7 });
 	const seconds = Math.round((performance.now() - started) / 100) / 10;
 	const [worker] = page.workers();
-	console.log(JSON.stringify({ ranOn: engine.device, frames: count, seconds, ...(await worker.evaluate(() => meter())) }));
+	const taken = await worker.evaluate(() => meter());
+	console.log(JSON.stringify({ device: engine.device, frames: count, seconds, ...taken }));
 } finally {
 	await browser.close();
 	await server.close();

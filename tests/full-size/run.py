@@ -48,7 +48,8 @@ def size_of(folder):
 def write_checkpoint(work, args):
     started = time.monotonic()
     checkpoint.write(work / "checkpoint", args.seed)
-    report("checkpoint", seed=args.seed, seconds=round(time.monotonic() - started, 1), bytes=size_of(work / "checkpoint"))
+    seconds = round(time.monotonic() - started, 1)
+    report("checkpoint", seed=args.seed, seconds=seconds, bytes=size_of(work / "checkpoint"))
 
 
 def pack(work, args):
@@ -122,11 +123,11 @@ ACTIONS = dict(zip(STEPS, (write_checkpoint, pack, native, hold_to_reference, br
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kinora", required=True, help="the command line that build.sh built")
-    parser.add_argument("--keep", type=Path, help="folder for the files, which stay there; those found are not made again")
+    parser.add_argument("--keep", type=Path, help="folder for the files, which stay there")
     parser.add_argument("--seed", type=int, default=20)
     parser.add_argument("--devices", default="cpu,webgpu", help="devices of the browser run")
-    parser.add_argument("--page-device", default="cpu", help="device of the page's clip; emulated WebGPU takes 15 minutes")
-    parser.add_argument("--steps", default=",".join(STEPS), help="only these, on the files of an earlier run with --keep")
+    parser.add_argument("--page-device", default="cpu", help="device of the page's clip")
+    parser.add_argument("--steps", default=",".join(STEPS), help="only these, on what --keep has kept")
     args = parser.parse_args()
     work = args.keep or Path(tempfile.mkdtemp(prefix="kinora-full-size-"))
     work.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,11 @@ const { values } = parseArgs({
 const inputs = await mkdtemp(join(tmpdir(), 'kinora-full-size-'));
 await copyFile(values.in, join(inputs, 'in.safetensors'));
 const server = await serve({
-	mounts: { 'full-size/model/': values.model, 'full-size/inputs/': inputs, 'full-size/': fileURLToPath(new URL('.', import.meta.url)) },
+	mounts: {
+		'full-size/model/': values.model,
+		'full-size/inputs/': inputs,
+		'full-size/': fileURLToPath(new URL('.', import.meta.url)),
+	},
 });
 const browser = await launch({ gpu: 'software' });
 try {

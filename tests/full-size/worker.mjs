@@ -26,7 +26,8 @@ async function run({ site, model, device, stage, input }) {
 	const loaded = performance.now();
 	const { wasmPeakMiB: wasmLoadedMiB } = meter();
 	const output = await engine.runStage(stage, new Uint8Array(await (await fetched(input)).arrayBuffer()));
-	const facts = { shards: manifest.shards.length, loadSeconds, stageSeconds: seconds(loaded), wasmLoadedMiB, ...meter() };
+	const shards = manifest.shards.length;
+	const facts = { shards, loadSeconds, stageSeconds: seconds(loaded), wasmLoadedMiB, ...meter() };
 	engine.free();
 	return { facts, output: [...output] };
 }
