@@ -16,6 +16,8 @@ source "$root/scripts/test.sh"
 source "$root/scripts/bench.sh"
 # shellcheck source=scripts/evaluate.sh
 source "$root/scripts/evaluate.sh"
+# shellcheck source=scripts/full-size.sh
+source "$root/scripts/full-size.sh"
 
 usage() {
     cat <<'TEXT'
@@ -27,6 +29,8 @@ Usage: ./build.sh COMMAND [ARGUMENTS]
   dist                  write the page as a folder of static files, ./dist
   bench [...]           time devices and kernels against each other and print ratios
   evaluate [...]        judge the shipped model and renew model-shards/evaluation.json and the model card's tables
+  full-size [...]       run a random checkpoint of the public model's size, held to PyTorch; 30 GB of disk
+                        (--keep DIR leaves its files there)
   build                 build the page and the engine only
   help                  print this
 
@@ -63,6 +67,7 @@ build) build_page ;;
 test) run_tests ;;
 bench) run_bench "$@" ;;
 evaluate) run_evaluate "$@" ;;
+full-size) run_full_size "$@" ;;
 help | -h | --help) usage ;;
 *) fail "There is no command '$command'; ./build.sh help lists those there are." ;;
 esac

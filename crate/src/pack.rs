@@ -21,8 +21,8 @@ use crate::model::manifest::{
     AutoencoderConfig, DType, MAX_SHARD_BYTES, Manifest, SCHEMA_VERSION, TENSOR_ALIGNMENT, TensorInfo, TensorPart,
 };
 use crate::model::shards::{named, sha256_hex};
-use crate::model::{floats, quant, validate};
-use crate::text::umt5::TABLE;
+    let on_device = manifest.tensors.iter().filter(|(name, _)| *name != TABLE);
+    let weight = on_device.map(|(name, info)| device_bytes(name, info)).max().unwrap_or(0);
 
 mod convert;
 mod lora;
@@ -299,7 +299,7 @@ fn fill_requirements(model: &mut Value) -> Result<()> {
     let activation = largest_activation(&manifest);
     // The token table stays out of device buffers: a prompt needs a few of its rows.
     let on_device = manifest.tensors.iter().filter(|(name, _)| *name != TABLE);
-    let weight = on_device.map(|(_, info)| 4 * info.elements() as u64).max().unwrap_or(0);
+    let weight = on_device.map(|(name, info)| device_bytes(name, info)).max().unwrap_or(0);
     let mebibytes = |bytes: u64| bytes.next_multiple_of(1 << 20);
     let buffer = mebibytes(activation.max(weight));
     let stored: u64 = manifest.shards.iter().map(|shard| shard.bytes).sum();
@@ -316,6 +316,14 @@ fn fill_requirements(model: &mut Value) -> Result<()> {
     }
     model["requires"] = to_json(&manifest.requires)?;
     Ok(())
+}
+
+/// Bytes of a weight on a device: as stored where a kernel widens it, else as f32.
+fn device_bytes(name: &str, info: &TensorInfo) -> u64 {
+    if info.shape.len() > 1 && !name.starts_with("autoencoder.") {
+        return info.bytes().next_multiple_of(4);
+    }
+    4 * info.elements() as u64
 }
 
 /// Bytes of the keys and values that a causal model keeps of the largest clip, as f32.
@@ -335,8 +343,10 @@ fn largest_activation(manifest: &Manifest) -> u64 {
     let bytes = manifest.sizes().map(|size| {
         let [_, frames, height, width] = manifest.latent_shape(size.width, size.height, size.frames);
         let tokens = (frames * (height / wan.patch_size[1]) * (width / wan.patch_size[2])) as u64;
-        let denoiser = tokens * (wan.ffn_dim.max(6 * wan.inner_dim())) as u64;
-        4 * denoiser.max(largest_in_autoencoder(&manifest.autoencoder, (height * width) as u64))
+        // Modulation is a row a frame, and what lies between the two layers of a feed-forward comes in tiles.
+        let wide = (4 * tokens * wan.ffn_dim as u64).min(TILE_BYTES as u64);
+        let denoiser = wide.max(4 * tokens * wan.inner_dim() as u64);
+        denoiser.max(4 * largest_in_autoencoder(&manifest.autoencoder, (height * width) as u64))
     });
     bytes.max().unwrap_or(0)
 }

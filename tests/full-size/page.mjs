@@ -1,0 +1,28 @@
+// One clip of a packed model from the page itself, its worker and its storage: `node page.mjs --model DIR --device
+// cpu|webgpu`. Prints what it took as JSON. Needs the built page.
+import { readFile } from 'node:fs/promises';
+import { parseArgs } from 'node:util';
+import { launch } from '../../web/scripts/browser.mjs';
+import { serve } from '../../web/scripts/serve.mjs';
+import { injectIntoWorker, make, settled } from '../browser/support.mjs';
+
+const { values } = parseArgs({ options: { model: { type: 'string' }, device: { type: 'string', default: 'cpu' } } });
+
+const server = await serve({ mounts: { 'full-size/': values.model } });
+const browser = await launch({ gpu: 'software' });
+try {
+	const context = await browser.newContext();
+	await injectIntoWorker(context, await readFile(new URL('meter.js', import.meta.url), 'utf8'));
+	const page = await context.newPage();
+	await page.goto(`${server.url}?model=full-size&device=${values.device}`);
+	await settled(page);
+	const started = performance.now();
+	const { engine, count } = await make(page, { prompt: 'a red ball', seed: 7 });
+	const seconds = Math.round((performance.now() - started) / 100) / 10;
+	const [worker] = page.workers();
+	const taken = await worker.evaluate(() => meter());
+	console.log(JSON.stringify({ device: engine.device, frames: count, seconds, ...taken }));
+} finally {
+	await browser.close();
+	await server.close();
+}
