@@ -21,8 +21,9 @@ use crate::model::manifest::{
     AutoencoderConfig, DType, MAX_SHARD_BYTES, Manifest, SCHEMA_VERSION, TENSOR_ALIGNMENT, TensorInfo, TensorPart,
 };
 use crate::model::shards::{named, sha256_hex};
-    let on_device = manifest.tensors.iter().filter(|(name, _)| *name != TABLE);
-    let weight = on_device.map(|(name, info)| device_bytes(name, info)).max().unwrap_or(0);
+use crate::model::{floats, quant, validate};
+use crate::ops::TILE_BYTES;
+use crate::text::umt5::TABLE;
 
 mod convert;
 mod lora;
