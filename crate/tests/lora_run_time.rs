@@ -51,6 +51,7 @@ fn packed(weights: &Weights, loras: Vec<Lora>, format: DType) -> (Engine, Folder
         text_encoder: source("text_encoder."),
         autoencoder: source("autoencoder."),
         loras,
+        keep: None,
     };
     let folder = Folder::new();
     parts::pack(published, &folder.0, &parts::options(format)).expect("the tiny model packs");
