@@ -305,7 +305,7 @@ fn the_published_shapes_are_accepted_and_measured_without_reading_a_value() {
     }
     assert!(!paths[4].exists(), "a dry run writes nothing");
 
-    fail(&[&arguments[..], &["--lora", umt5]].concat(), "matches no weight");
+    fail(&[&arguments[..], &["--lora", umt5]].concat(), "none of the two matrices of a LoRA");
     let missing = kinora(&arguments[..3]);
     let usage = String::from_utf8_lossy(&missing.stderr).into_owned();
     assert!(missing.status.code() == Some(2) && usage.contains("--transformer"), "{usage}");
