@@ -54,7 +54,8 @@ impl StageCommand {
     pub fn run(self) -> Result<()> {
         let input = read(&self.input)?;
         eprintln!("loading {}", self.model.display());
-        let engine = Engine::load_dir(&self.model, self.device.into())?;
+        // Only `encode-text` needs the text encoder, and it needs it once.
+        let engine = Engine::load_dir_streamed(&self.model, self.device.into(), None)?;
         let started = std::time::Instant::now();
         let result = pollster::block_on(run_stage(&engine, self.stage, &input))?;
         eprintln!("ran in {:.2} s", started.elapsed().as_secs_f64());

@@ -218,12 +218,13 @@ impl WebEngine {
         Ok(())
     }
 
-    /// Indices of the shards that only the text encoder needs; they are not to be added where it is streamed.
+    /// Indices of the shards that a streamed text encoder reads. Those that are not missing are not to be added: it is
+    /// enough that `readShard` finds them.
     #[wasm_bindgen(js_name = textShards)]
     pub fn text_shards(&self) -> Result<Vec<u32>, JsValue> {
         self.with_manifest(|manifest| {
-            let rest = manifest.shards_of(|name| !name.starts_with(Part::TextEncoder.prefix()));
-            Ok((0..manifest.shards.len()).filter(|index| !rest.contains(index)).map(|index| index as u32).collect())
+            let shards = manifest.shards_of(|name| name.starts_with(Part::TextEncoder.prefix()));
+            Ok(shards.into_iter().map(|index| index as u32).collect())
         })
     }
 

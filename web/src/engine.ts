@@ -90,7 +90,7 @@ export interface Engine {
 	missingShards(): number[];
 	/** Verifies length and SHA-256, keeps the tensors on the device; throws `integrity`. */
 	addShard(index: number, bytes: Uint8Array): Promise<void>;
-	/** Indices of the shards that only the text encoder needs. */
+	/** Indices of the shards that a streamed text encoder reads; those that are not missing only have to be kept. */
 	textShards(): number[];
 	/** Verifies a shard without taking it; throws `integrity`. */
 	verifyShard(index: number, bytes: Uint8Array): void;

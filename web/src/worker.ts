@@ -199,8 +199,9 @@ const handlers: Handlers = {
 		let adding = 0;
 		const storing = input.encoder && textEncoder === 'streamed';
 		// Fetched whole and kept, so that no request ever depends on the words of a prompt.
-		const keep = new Set(storing ? engine.textShards() : []);
-		const missing = [...engine.missingShards(), ...keep].sort((one, other) => one - other);
+		const needed = new Set(engine.missingShards());
+		const keep = new Set(storing ? [...engine.textShards()].filter((index) => !needed.has(index)) : []);
+		const missing = [...needed, ...keep].sort((one, other) => one - other);
 		const report = await loadShards({
 			base,
 			shards: manifest.shards,
