@@ -12,7 +12,8 @@ run_evaluate() {
     model=$("$python" -c 'import json, sys; print(json.load(open(sys.argv[1]))["training"]["model"])' \
         "$root/model-shards/manifest.json")
     cd "$root"
-    export KINORA_MODEL=$model KINORA_WORK=$work
+    # The sheet is taken from there below, whatever the caller's own setting is.
+    export KINORA_MODEL=$model KINORA_WORK=$work KINORA_REPORTS=$root/training/reports
     cp training/checkpoints/{teacher,probe}.pt training/reports/{teacher,probe}.json "$work/"
     # The shipped weights take the student's place, and are packed once more in four bits.
     attempt "Reading model-shards" "$python" -m training.shards model-shards --as student

@@ -39,17 +39,10 @@ class Pool:
     def refresh(self):
         group, size = self.groups[self.turn % len(self.sizes)], self.sizes[self.turn % len(self.sizes)]
         self.turn += 1
-        described = [self.scene() for _ in range(self.batch)]
+        described = [worlds.scene_like(self.rng, worlds.fast) if self.rng.random() < self.fast
+                     else worlds.random_scene(self.rng) for _ in range(self.batch)]
         group += list((worlds.clips(described, self.device, self.eager, size) * 255).round().byte())
         del group[:-self.room]
-
-    def scene(self):
-        fast = self.rng.random() < self.fast
-        for _ in range(50):
-            scene = worlds.random_scene(self.rng)
-            if not fast or worlds.fast(scene):
-                break
-        return scene
 
     def whole(self, count):
         """Whole clips of one size: [B, T, 3, H, W] in 0..1."""

@@ -42,18 +42,10 @@ class AttributeReader(torch.nn.Linear):
         return total
 
 
-def hard_scene(rng):
-    """A scene whose words are easily taken for each other, if one comes up soon."""
-    for _ in range(50):
-        scene = worlds.random_scene(rng)
-        if worlds.confusable(scene):
-            break
-    return scene
-
-
 def captioned(rng, tokenizer, count, full, confusable=0.0):
     """Token ids, attributes and which captions are confusable; at least a share `confusable` of them."""
-    described = [hard_scene(rng) if rng.random() < confusable else worlds.random_scene(rng) for _ in range(count)]
+    described = [worlds.scene_like(rng, worlds.confusable) if rng.random() < confusable else worlds.random_scene(rng)
+                 for _ in range(count)]
     texts = [worlds.caption(scene, rng, full=full or rng.random() < 0.5) for scene in described]
     hard = torch.tensor([worlds.confusable(scene) for scene in described])
     return encode(tokenizer, texts), attribute_indices(described), hard

@@ -15,5 +15,14 @@ def clips(described, device="cpu", eager=False, size=None):
     return __getattr__("render")(described, width, height, video["frames"], video["fps"], device, eager)
 
 
+def scene_like(rng, wanted, tries=50, **options):
+    """A scene that `wanted(scene)` accepts, or any if none of the first `tries` is one; None looks for ever."""
+    while True:
+        scene = __getattr__("random_scene")(rng, **options)
+        tries = tries and tries - 1
+        if wanted(scene) or tries == 0:
+            return scene
+
+
 def __getattr__(name):
     return getattr(importlib.import_module(f".{presets.WORLD}", __package__), name)

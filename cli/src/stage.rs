@@ -54,7 +54,7 @@ impl StageCommand {
     pub fn run(self) -> Result<()> {
         let input = read(&self.input)?;
         eprintln!("loading {}", self.model.display());
-        // Only `encode-text` needs the text encoder, and it needs it once.
+        // The text encoder is needed once or not at all.
         let engine = Engine::load_dir_streamed(&self.model, self.device.into(), None)?;
         let started = std::time::Instant::now();
         let result = pollster::block_on(run_stage(&engine, self.stage, &input))?;

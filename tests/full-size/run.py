@@ -3,7 +3,7 @@
     ./build.sh full-size [--keep DIR] [--seed N] [--steps pack,native]
 
 Every step is held to PyTorch on the same quantized values, and its time and peak memory are printed as one line of
-JSON. Needs 30 GB of disk and 8 GB of memory. Exit status 1 where a difference is larger than TOLERANCE.
+JSON. Needs 30 GB of disk and 5 GB of memory. Exit status 1 where a difference is larger than TOLERANCE.
 """
 
 import argparse

@@ -10,26 +10,20 @@ from . import physics
 from .tracking import flicker, track
 
 
-def held_out_captions(count, seed):
-    """Full captions of random held-out scenes."""
-    rng = random.Random(seed)
-    described = []
-    while len(described) < count:
-        scene = worlds.random_scene(rng, allow_held_out=True)
-        if worlds.held_out(scene):
-            described.append(scene)
+def captions(count, rng, wanted):
+    """Full captions of `count` random scenes that `wanted` accepts, held-out ones among them, and the scenes."""
+    described = [worlds.scene_like(rng, wanted, tries=None, allow_held_out=True) for _ in range(count)]
     return [worlds.caption(scene, rng, full=True) for scene in described], described
+
+
+def held_out_captions(count, seed):
+    """Of combinations never trained on."""
+    return captions(count, random.Random(seed), worlds.held_out)
 
 
 def confusable_captions(count, seed):
-    """Full captions in which two words could change places, such as opposite directions of object and camera."""
-    rng = random.Random(f"{seed}-confusable")
-    described = []
-    while len(described) < count:
-        scene = worlds.random_scene(rng, allow_held_out=True)
-        if worlds.confusable(scene):
-            described.append(scene)
-    return [worlds.caption(scene, rng, full=True) for scene in described], described
+    """Those in which two words could change places, such as opposite directions of object and camera."""
+    return captions(count, random.Random(f"{seed}-confusable"), worlds.confusable)
 
 
 def misses(probe, clips, described):

@@ -28,27 +28,28 @@ class Renders:
     def __init__(self, device="cpu"):
         self.device = device
 
+    def seen(self, clips):
+        """What becomes of rendered clips, padded to tokens."""
+        return clips
+
     def clips(self, prompts, described, seeds, size=None):
-        parts = [worlds.clips(described[i:i + BATCH], self.device, eager=True, size=size).cpu()
+        parts = [self.seen(worlds.clips(described[i:i + BATCH], self.device, eager=True, size=size)).cpu()
                  for i in range(0, len(described), BATCH)]
         return shown(torch.cat(parts), size)
 
 
-class Reconstructions:
+class Reconstructions(Renders):
     """Renders through the encoder and the decoder: the best that any denoiser between them could do."""
 
-    name, steps = "renders through the autoencoder", None
+    name = "renders through the autoencoder"
 
     def __init__(self, autoencoder, device="cpu"):
-        self.autoencoder, self.device = autoencoder.to(device).eval().requires_grad_(False), device
+        super().__init__(device)
+        self.autoencoder = autoencoder.to(device).eval().requires_grad_(False)
 
     @torch.no_grad()
-    def clips(self, prompts, described, seeds, size=None):
-        out = []
-        for i in range(0, len(described), BATCH):
-            real = worlds.clips(described[i:i + BATCH], self.device, eager=True, size=size)
-            out += [self.autoencoder.decode(self.autoencoder.encode(clip[None])).cpu() for clip in real]
-        return shown(torch.cat(out).clamp(0, 1), size)
+    def seen(self, clips):
+        return torch.cat([self.autoencoder.decode(self.autoencoder.encode(clip[None])) for clip in clips]).clamp(0, 1)
 
 
 class Generator:

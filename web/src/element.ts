@@ -380,7 +380,7 @@ export class KinoraVideo extends HTMLElement {
 		}
 		if (wasLoaded && !packed && !this.#client.encoderLoaded) {
 			// The first prompt that is in no pack.
-			progress.begin(['download', 'text', 'denoise', 'decode', 'encode']);
+			progress.begin(['download', ...stages]);
 		}
 		const loaded = await this.#load(!packed, signal, report);
 		if (loras.length > 0) {

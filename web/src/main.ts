@@ -314,7 +314,10 @@ function listen(): void {
 	});
 }
 
-/** `?model=`, `?device=`, `?limits=default`, `?size=`, `?prompts=`, `?text-encoder=`, `?prompt=` and `?seed=` set what the visitor could set, and the model. */
+/**
+ * `?model=`, `?device=`, `?limits=default`, `?size=`, `?prompts=`, `?text-encoder=`, `?prompt=` and `?seed=` set what the
+ * visitor could set, and the model.
+ */
 function applyAddress(): void {
 	const query = new URLSearchParams(location.search);
 	const model = query.get('model');

@@ -189,9 +189,10 @@ pub fn estimate_published(published: Published, options: &PackOptions) -> Result
 ///
 /// # Errors
 /// [`Error::Tensor`] naming every tensor that is missing, unknown or of the wrong shape, or the first one with a number
-/// that is not finite; [`Error::Lora`] with all that is wrong with the keys of a LoRA; [`Error::WeightFile`] for a damaged file; [`Error::Manifest`] and
-/// [`Error::Tokenizer`] for a wrong `model.json` and `tokenizer.json`; [`Error::InvalidRequest`] for wrong options and
-/// for files that cannot be written; [`Error::Aborted`] when `progress` breaks. After an error no new file has a name.
+/// that is not finite; [`Error::Lora`] with all that is wrong with the keys of a LoRA; [`Error::WeightFile`] for a
+/// damaged file; [`Error::Manifest`] and [`Error::Tokenizer`] for a wrong `model.json` and `tokenizer.json`;
+/// [`Error::InvalidRequest`] for wrong options and for files that cannot be written; [`Error::Aborted`] when `progress`
+/// breaks. After an error no new file has a name.
 pub fn pack_published(
     published: Published,
     out: &Path,
