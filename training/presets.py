@@ -20,9 +20,10 @@ MEADOW = {
         "latent_channels": 32,
         "patch_size": 2,
         "encoder_channels": [32, 32, 48, 64],
-        "decoder_channels": [128, 96, 48, 24],
+        "decoder_channels": [128, 96, 48, 32],
         "encoder_time_downscale": [True, True, False],
-        "decoder_time_upscale": [False, True, True],
+        # early, so that memory blocks work on every single frame: made of pairs at the end, two of four frames smear
+        "decoder_time_upscale": [True, True, False],
         "decoder_space_upscale": [True, True, True],
         "encoder_padding": "leading",
     },

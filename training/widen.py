@@ -1,4 +1,4 @@
-"""Stage 3a, when wanted: fit a trained decoder to wider `decoder_channels`.
+"""Stage 3a, when wanted: fit a trained decoder to wider `decoder_channels` or another `decoder_time_upscale`.
 
     python -m training.widen
 
@@ -6,6 +6,9 @@ After the settings of the autoencoder got wider, autoencoder.pt of the old width
 layers. The old channels read nothing from the new ones at first, so the decoder computes what it did (after Chen et
 al., "Net2Net: accelerating learning via knowledge transfer", 2016, with zeros instead of copies), and
 `train_decoder` goes on from there. The encoder, and with it all latents, stays as it is.
+
+Where frames now multiply at another stage, a layer that newly makes two frames starts with the same one twice, and one
+that made two starts with their mean: not what it computed, but near enough to be quicker than a fresh start.
 """
 
 import torch
@@ -17,9 +20,9 @@ from .progress import note, save_weights
 
 def widths(state):
     """The decoder's channels that a state dictionary was made with."""
-    firsts = [value.shape[0] for name, value in state.items()
-              if name.startswith("decoder.") and name.endswith(".weight") and value.shape[-1] == 3 and ".conv." not in name]
-    return firsts[:-1]
+    plain = {int(name.split(".")[1]): value.shape[0] for name, value in state.items()
+             if name.startswith("decoder.") and name.endswith(".weight") and value.shape[-1] == 3 and ".conv." not in name}
+    return [plain[index] for index in sorted(plain)][:-1]
 
 
 def place(count, old, new):
@@ -41,14 +44,23 @@ def put(layer, weight, bias, outs, ins, quiet):
         layer.bias[outs] = bias
 
 
+def regrown(weight, stride):
+    """The weight of a TGrow layer that makes `stride` frames, from one that makes one or two."""
+    before = weight.shape[0] // weight.shape[1]
+    if before < stride:
+        return weight.repeat(stride // before, 1, 1, 1)
+    return weight.unflatten(0, (stride, before // stride, -1)).mean(1).flatten(0, 1)
+
+
 def widen(state, config):
     """The autoencoder of `config` that computes what `state` does."""
+    state = dict(state)
     old, new = widths(state), config["decoder_channels"]
     if len(old) != len(new) or any(a > b for a, b in zip(old, new)):
         raise SystemExit(f"the decoder's channels {old} don't fit into {new}")
     model = Autoencoder(config)
     own = model.state_dict()
-    model.load_state_dict({name: value if name.startswith("encoder.") else own[name] for name, value in state.items()})
+    model.load_state_dict({name: state[name] if name.startswith("encoder.") else value for name, value in own.items()})
     latent, pixels = config["latent_channels"], config["image_channels"] * config["patch_size"] ** 2
 
     def fit(name, layer, outs, ins, quiet=False):
@@ -64,6 +76,8 @@ def widen(state, config):
             fit(f"{name}.conv.2", layer.conv[2], here, here)
             fit(f"{name}.conv.4", layer.conv[4], here, here, quiet=True)
         elif isinstance(layer, TGrow):
+            key = f"{name}.conv.weight"
+            state[key] = regrown(state[key], layer.stride)
             fit(f"{name}.conv", layer.conv, here, here)
             stage, seen = stage + 1, here
         elif isinstance(layer, torch.nn.Conv2d):
@@ -82,7 +96,7 @@ def main():
     save_weights(work / "autoencoder.pt", model.state_dict())
     for name in ("decoder-state.pt", "decoder-clock.json"):  # of the narrow one
         (work / name).unlink(missing_ok=True)
-    note(work, f"decoder: widened from {before} to {after}")
+    note(work, f"decoder: fitted from {before} to {after}, frames grow at {presets.AUTOENCODER['decoder_time_upscale']}")
 
 
 def check():
@@ -100,6 +114,8 @@ def check():
     assert error < 1e-5, error
     grown = sum(p.numel() for p in wide.decoder.parameters()) - sum(p.numel() for p in model.decoder.parameters())
     assert grown > 0
+    earlier = widen(model.state_dict(), dict(narrow, decoder_time_upscale=[True, True, False]))
+    assert earlier.decode(latents).shape == expected.shape
     return error.item()
 
 
