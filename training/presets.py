@@ -57,7 +57,9 @@ MEADOW = {
 HARBOUR = copy.deepcopy(MEADOW)
 HARBOUR["world"] = "harbour"
 HARBOUR["video"].update(sizes=[[128, 128], [176, 96]], caption_tokens=48)
-HARBOUR["transformer"].update(num_layers=6)
+# more to show in a clip than in a meadow: three objects of eight shapes
+HARBOUR["autoencoder"].update(latent_channels=48)
+HARBOUR["transformer"].update(num_layers=6, in_channels=48, out_channels=48)
 
 HARBOUR_LARGE = copy.deepcopy(HARBOUR)
 HARBOUR_LARGE["video"].update(sizes=[[256, 256], [320, 176], [176, 320]], frames=33, fps=16)

@@ -1,4 +1,5 @@
-"""Stage 3a, when wanted: fit a trained decoder to wider `decoder_channels` or another `decoder_time_upscale`.
+"""Stage 3a, when wanted: fit a trained autoencoder to wider `decoder_channels`, more `latent_channels` or another
+`decoder_time_upscale`.
 
     python -m training.widen
 
@@ -6,6 +7,9 @@ After the settings of the autoencoder got wider, autoencoder.pt of the old width
 layers. The old channels read nothing from the new ones at first, so the decoder computes what it did (after Chen et
 al., "Net2Net: accelerating learning via knowledge transfer", 2016, with zeros instead of copies), and
 `train_decoder` goes on from there. The encoder, and with it all latents, stays as it is.
+
+New latent channels are random features that the decoder does not read yet: `train_autoencoder` goes on from there, and
+all latents have to be made again.
 
 Where frames now multiply at another stage, a layer that newly makes two frames starts with the same one twice, and one
 that made two starts with their mean: not what it computed, but near enough to be quicker than a fresh start.
@@ -52,6 +56,17 @@ def regrown(weight, stride):
     return weight.unflatten(0, (stride, before // stride, -1)).mean(1).flatten(0, 1)
 
 
+@torch.no_grad()
+def more_latents(state, encoder):
+    """The encoder's part of a state dictionary with as many latent channels as `encoder` makes; the new ones random."""
+    last = f"encoder.{len(encoder) - 1}"
+    kept = {name: value for name, value in state.items() if name.startswith("encoder.")}
+    for part, own in (("weight", encoder[-1].weight), ("bias", encoder[-1].bias)):
+        old = kept[f"{last}.{part}"]
+        kept[f"{last}.{part}"] = torch.cat([old, own[len(old):]])
+    return kept
+
+
 def widen(state, config):
     """The autoencoder of `config` that computes what `state` does."""
     state = dict(state)
@@ -59,16 +74,15 @@ def widen(state, config):
     if len(old) != len(new) or any(a > b for a, b in zip(old, new)):
         raise SystemExit(f"the decoder's channels {old} don't fit into {new}")
     model = Autoencoder(config)
-    own = model.state_dict()
-    model.load_state_dict({name: state[name] if name.startswith("encoder.") else value for name, value in own.items()})
-    latent, pixels = config["latent_channels"], config["image_channels"] * config["patch_size"] ** 2
+    model.load_state_dict(model.state_dict() | more_latents(state, model.encoder))
+    before, pixels = state["decoder.1.weight"].shape[1], config["image_channels"] * config["patch_size"] ** 2
 
     def fit(name, layer, outs, ins, quiet=False):
         """`outs` and `ins` are (old width, new width) of the channels."""
         weight, bias = state[f"{name}.weight"], state.get(f"{name}.bias")
         put(layer, weight, bias, place(weight.shape[0], *outs), place(weight.shape[1], *ins), quiet)
 
-    stage, seen = 0, (latent, latent)
+    stage, seen = 0, (before, config["latent_channels"])
     for index, layer in enumerate(model.decoder):
         name, here = f"decoder.{index}", (old[stage], new[stage])
         if isinstance(layer, MemBlock):
@@ -114,6 +128,11 @@ def check():
     assert error < 1e-5, error
     grown = sum(p.numel() for p in wide.decoder.parameters()) - sum(p.numel() for p in model.decoder.parameters())
     assert grown > 0
+    channels = narrow["latent_channels"]
+    finer = widen(model.state_dict(), dict(narrow, latent_channels=channels + 4))
+    video = torch.rand(1, 5, 3, 32, 32)
+    assert torch.equal(finer.encode(video)[:, :channels], model.encode(video))
+    assert (finer.decode(finer.encode(video)) - model.decode(model.encode(video))).abs().max() < 1e-4
     earlier = widen(model.state_dict(), dict(narrow, decoder_time_upscale=[True, True, False]))
     assert earlier.decode(latents).shape == expected.shape
     return error.item()
