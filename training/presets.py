@@ -73,7 +73,7 @@ CPU = {
     "device": "cpu",
     "seed": 20240,
     "autoencoder": {"minutes": 45, "batch": 6, "frames": 9, "crop": 64, "whole": 1, "whole_every": 4, "lr": 1e-3,
-                    "muon_lr": 1e-3, "pool": 384, "noise": 0.1},
+                    "muon_lr": 1e-3, "pool": 384, "noise": 0.1, "fast": 0.25},
     "decoder": {"minutes": 15, "batch": 6, "frames": 9, "crop": 64, "whole": 1, "whole_every": 6, "lr": 1e-3,
                 "muon_lr": 1e-3, "pool": 384, "noise": 0.12, "ema": 0.995, "fast": 0.5},
     "latents": {"clips": 8192, "shard": 256, "batch": 2, "minutes": 20},

@@ -25,7 +25,7 @@ from .progress import REPORTS, Clock, note, save_weights
 class Pool:
     """Rendered clips as bytes, a list for each size of the model, replaced little by little.
 
-    A share `fast` of them shows something that moves fast, which is what the decoder learns last.
+    A share `fast` of them shows something that moves fast, which is learnt last.
     """
 
     def __init__(self, size, seed, device, eager, batch=8, fast=0.0):
@@ -146,7 +146,7 @@ def main():
         print(f"resumed at step {step}", flush=True)
 
     held = held_out_clips(options["seed"] + 1, device, args.eager)
-    pool = Pool(options["pool"], options["seed"] + 2 + step, device, args.eager)
+    pool = Pool(options["pool"], options["seed"] + 2 + step, device, args.eager, fast=options["fast"])
     clock = Clock(work, "autoencoder", options, spent)
     note(work, f"autoencoder: training starts at step {step}")
     last_save, losses = time.time(), []
