@@ -86,6 +86,9 @@ fn hostile() -> Vec<(String, Value, &'static str, &'static str)> {
     add("/sampler/causal", json!({"chunk_frames": 3, "window_frames": 2}), "manifest", "window_frames");
     let first = json!({"chunk_frames": 1, "window_frames": 2, "first_sigmas": [0.5, 0.5]});
     add("/sampler/causal", first, "manifest", "first_sigmas");
+    let cache = |format: Value| json!({"chunk_frames": 1, "window_frames": 2, "cache": format});
+    add("/sampler/causal", cache(json!("q5")), "manifest", "unknown variant `q5`, expected one of `f32`, `f16`, `q8`");
+    add("/sampler/causal", cache(json!(8)), "manifest", "");
     add("/video/fps", json!(0), "manifest", "fps");
     add("/video/sizes", json!([]), "manifest", "sizes");
     add("/video/sizes/0/width", json!(81), "manifest", "even");

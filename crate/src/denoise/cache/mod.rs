@@ -99,3 +99,55 @@ impl KvCache {
         self.frames += frames;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::wait;
+    use crate::model::cache::CacheFormat;
+
+    /// Frames that are held by a cache of one block after four chunks of two frames whose values are their number.
+    fn held(format: CacheFormat, sink: usize, window: usize) -> (Vec<f32>, u64) {
+        let compute = Compute::cpu();
+        let width = 64;
+        let mut cache = KvCache {
+            blocks: vec![None],
+            layout: CacheLayout::new(format, 2, width / 2),
+            rows: 3,
+            sink,
+            window,
+            held: 0,
+            frames: 0,
+        };
+        for chunk in 0..4 {
+            let values = (0..2 * 3 * width).map(|index| (2 * chunk + index / (3 * width)) as f32).collect();
+            let x: Tensor<2> = compute.tensor(values, [2 * 3, width]);
+            let kept = wait(cache.keep(&compute, (x.clone(), -x))).expect("stored");
+            cache.add(vec![kept], 2);
+        }
+        assert_eq!((cache.held(), cache.position()), (8.min(sink + window), 8));
+        let own: Tensor<2> = compute.tensor(vec![9.0; width], [1, width]);
+        let (k, v) = cache.joined(0, &(own.clone(), -own));
+        assert_eq!(k.dims(), [3 * cache.held() + 1, width]);
+        let read = |x: Tensor<2>| wait(compute.read(x)).expect("f32");
+        let (k, v) = (read(k), read(v));
+        assert!(k.iter().zip(&v).all(|(k, v)| *k == -v));
+        // A frame's values are all the same, so one of each token tells.
+        assert!(k.chunks(width).all(|token| token.iter().all(|value| *value == token[0])));
+        (k.into_iter().step_by(3 * width).collect(), cache.bytes())
+    }
+
+    #[test]
+    fn the_first_and_the_last_frames_stay_in_every_format() {
+        for (sink, window, frames) in
+            [(1, 3, vec![0.0, 5.0, 6.0, 7.0, 9.0]), (0, 2, vec![6.0, 7.0, 9.0]), (3, 2, vec![0.0, 1.0, 2.0, 6.0, 7.0, 9.0])]
+        {
+            let (exact, bytes) = held(CacheFormat::F32, sink, window);
+            assert_eq!(exact, frames);
+            assert_eq!(held(CacheFormat::F16, sink, window), (frames.clone(), bytes / 2));
+            let (near, least) = held(CacheFormat::Q8, sink, window);
+            assert!(near.len() == frames.len() && near.iter().zip(&frames).all(|(a, b)| (a - b).abs() < 1e-5), "{near:?}");
+            assert_eq!(least, bytes * 9 / 32);
+        }
+    }
+}
