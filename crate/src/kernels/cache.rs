@@ -1,8 +1,8 @@
 //! The kernels that store a causal model's keys and values in fewer bits, and widen them again. The layout of the words
 //! is in [`CacheLayout`]; what they must compute is in `denoise/cache/rows.rs`.
 
-use super::launch::{Kernel, Output, grid_1d};
 use super::GpuTensor;
+use super::launch::{Kernel, Output, grid_1d};
 use crate::model::cache::{CacheFormat, CacheLayout};
 
 /// Values that one invocation stores: a group, since its scale comes first, or what fills one word.

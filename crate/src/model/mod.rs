@@ -1,7 +1,7 @@
 //! What a model is made of: its manifest, its list of tensors, its shards and its number formats.
 
-pub(crate) mod floats;
 pub mod cache;
+pub(crate) mod floats;
 pub mod layout;
 pub mod manifest;
 pub(crate) mod names;

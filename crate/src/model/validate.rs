@@ -173,7 +173,9 @@ fn sampler(manifest: &Manifest) -> Result<()> {
         let head = manifest.transformer.attention_head_dim;
         require(causal.cache == CacheFormat::F32 || head.is_multiple_of(4), || {
             let format = causal.cache.name();
-            format!("sampler.causal.cache is {format:?}, which needs heads of a multiple of 4 values; {head} need \"f32\"")
+            format!(
+                "sampler.causal.cache is {format:?}, which needs heads of a multiple of 4 values; {head} need \"f32\""
+            )
         })?;
         require(sampler.guidance == 1.0, || "sampler.guidance must be 1 in a causal model".into())?;
     }

@@ -139,14 +139,19 @@ mod tests {
 
     #[test]
     fn the_first_and_the_last_frames_stay_in_every_format() {
-        for (sink, window, frames) in
-            [(1, 3, vec![0.0, 5.0, 6.0, 7.0, 9.0]), (0, 2, vec![6.0, 7.0, 9.0]), (3, 2, vec![0.0, 1.0, 2.0, 6.0, 7.0, 9.0])]
-        {
+        for (sink, window, frames) in [
+            (1, 3, vec![0.0, 5.0, 6.0, 7.0, 9.0]),
+            (0, 2, vec![6.0, 7.0, 9.0]),
+            (3, 2, vec![0.0, 1.0, 2.0, 6.0, 7.0, 9.0]),
+        ] {
             let (exact, bytes) = held(CacheFormat::F32, sink, window);
             assert_eq!(exact, frames);
             assert_eq!(held(CacheFormat::F16, sink, window), (frames.clone(), bytes / 2));
             let (near, least) = held(CacheFormat::Q8, sink, window);
-            assert!(near.len() == frames.len() && near.iter().zip(&frames).all(|(a, b)| (a - b).abs() < 1e-5), "{near:?}");
+            assert!(
+                near.len() == frames.len() && near.iter().zip(&frames).all(|(a, b)| (a - b).abs() < 1e-5),
+                "{near:?}"
+            );
             assert_eq!(least, bytes * 9 / 32);
         }
     }
