@@ -184,6 +184,20 @@ fn every_way_to_be_wrong_has_its_error() {
     }
 }
 
+/// A word of a packed cache holds values of one head only.
+#[test]
+fn a_cache_in_fewer_bits_needs_heads_that_fill_its_words() {
+    let mut manifest = toy::manifest();
+    manifest["sampler"]["causal"] = json!({"chunk_frames": 1, "window_frames": 2, "cache": "q8"});
+    assert!(Manifest::parse(&manifest.to_string()).is_ok());
+    manifest["transformer"]["attention_head_dim"] = json!(14);
+    for (cache, says) in [("q8", "sampler.causal.cache is \"q8\""), ("f16", "\"f16\""), ("f32", "is [")] {
+        manifest["sampler"]["causal"]["cache"] = json!(cache);
+        let error = Manifest::parse(&manifest.to_string()).unwrap_err().to_string();
+        assert!(error.contains(says) && error.contains("multiple of 4") == (cache != "f32"), "{cache}: {error}");
+    }
+}
+
 #[test]
 fn the_last_byte_of_a_tensor_must_lie_in_its_shard() {
     for shard in [0, 1] {

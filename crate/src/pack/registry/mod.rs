@@ -204,8 +204,8 @@ impl Sampler {
 /// Latent frames that causal models without a window of their own look back: the length they were trained at.
 const WHOLE_CLIP: usize = 21;
 
-/// Storage of the causal models' caches. 21 frames of 416x240 are 3 GB of keys and values in f32, more than a browser
-/// gives, and 0.85 GB so; the rounding is that of weights in q8. `--cache` chooses another one.
+/// Storage of the causal models' caches. The largest clips leave 1.9 GB of keys and values in f32, beside the weights
+/// more than most browsers give, and 0.53 GB so; the rounding is that of weights in q8. `--cache` chooses another one.
 const CACHE: CacheFormat = CacheFormat::Q8;
 
 /// The registry.
