@@ -50,8 +50,9 @@ test('a causal model with its cache in 8 bits gives the same frames on the GPU a
 	assert.ok(psnr(gpu.pixels, cpu.pixels) > 45, `${psnr(gpu.pixels, cpu.pixels)} dB`);
 	assert.notEqual(cpu.hash, exact.hash, 'the 8 bits are in use');
 	assert.ok(gpu.checks.some(({ name }) => name === 'cache q8'), 'the device proved its kernels');
-	assert.ok(psnr(cpu.pixels, exact.pixels) > 40, `${psnr(cpu.pixels, exact.pixels)} dB`);
-	console.log(`q8, GPU to CPU: ${psnr(gpu.pixels, cpu.pixels)} dB; CPU, q8 to f32: ${psnr(cpu.pixels, exact.pixels)} dB`);
+	// Both round alike, so what the rounding changes does not lie between them.
+	const rounding = psnr(cpu.pixels, exact.pixels);
+	assert.ok(rounding > 40 && psnr(gpu.pixels, cpu.pixels) > rounding + 10, `${psnr(gpu.pixels, cpu.pixels)} dB, q8 to f32 ${rounding} dB`);
 });
 
 /** Refuses every device that was given more than WebGPU guarantees. */
