@@ -46,7 +46,7 @@ pub struct Pack {
     /// Longest shard in MiB
     #[arg(long, value_name = "MIB", default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..=16))]
     shard_size: u64,
-    /// How a causal model stores the keys and values of finished frames; without it as the sampler says, in `--family` q8
+    /// How a causal model stores keys and values of finished frames; without it as its sampler says, with --family q8
     #[arg(long, value_enum)]
     cache: Option<Cache>,
     #[command(flatten)]

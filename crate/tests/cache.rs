@@ -13,10 +13,10 @@ use kinora::pack::{Export, PackOptions, pack, read_manifest};
 use kinora::selftest::relative_error;
 use safetensors::tensor::SafeTensors;
 
-/// How far a result may be from the one with an f32 cache, as a share of it. A half is off by 2^-12 at most. A q8 step is
-/// 1/127 of its group's largest value; of 32 normal values that is 2.1 deviations or so, which makes the error
-/// 2.1 / 127 / sqrt(12) = 0.5 % of the values. Attention averages over keys, and the residual carries most of the
-/// signal, so what comes out is nearer than that.
+/// How far a result may be from the one with an f32 cache, as a share of it. A half is off by 2^-11 of itself at most,
+/// half of that on average. A q8 step is 1/127 of its group's largest value; of 32 normal values that is 2.1 deviations
+/// or so, which makes the error 2.1 / 127 / sqrt(12) = 0.5 % of the values. Attention averages over keys, and the
+/// residual carries most of the signal, so what comes out is nearer than that.
 const BOUNDS: [(CacheFormat, f64); 2] = [(CacheFormat::F16, 2.5e-4), (CacheFormat::Q8, 5e-3)];
 
 /// The tiny model with chunks of one frame and a sink and a window of one, packed with `cache`.
