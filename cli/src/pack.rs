@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
+use kinora::model::cache::CacheFormat;
 use kinora::model::manifest::DType;
 use kinora::model::quant::GROUPS;
 use kinora::pack::{Export, Keep, PackOptions, TOKENIZER_FILE, pack, pack_pruned};
@@ -45,6 +46,9 @@ pub struct Pack {
     /// Longest shard in MiB
     #[arg(long, value_name = "MIB", default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..=16))]
     shard_size: u64,
+    /// How a causal model stores keys and values of finished frames; without it as its sampler says, with --family q8
+    #[arg(long, value_enum)]
+    cache: Option<Cache>,
     #[command(flatten)]
     vocabulary: Vocabulary,
 }
@@ -99,6 +103,17 @@ enum Format {
     Q4,
 }
 
+/// How a causal model stores keys and values.
+#[derive(Clone, Copy, ValueEnum)]
+enum Cache {
+    /// 32-bit floats, exact
+    F32,
+    /// 16-bit floats, half the memory
+    F16,
+    /// 8 bits with a scale for 32 values, 9/32 of the memory
+    Q8,
+}
+
 impl Pack {
     pub fn run(self) -> Result<()> {
         let format = match self.format {
@@ -107,7 +122,12 @@ impl Pack {
             Format::Q8 => DType::Q8,
             Format::Q4 => DType::Q4,
         };
-        let options = PackOptions { format, group: self.group, shard_bytes: self.shard_size << 20 };
+        let cache = self.cache.map(|cache| match cache {
+            Cache::F32 => CacheFormat::F32,
+            Cache::F16 => CacheFormat::F16,
+            Cache::Q8 => CacheFormat::Q8,
+        });
+        let options = PackOptions { format, group: self.group, shard_bytes: self.shard_size << 20, cache };
         let keep = self.vocabulary.keep()?;
         match self.input {
             Some(input) if !self.family.is_given() => pack_export(&input, &self.output, &options, keep.as_ref()),

@@ -9,6 +9,7 @@
 //! out which tensor is which, [`Lora`]s are merged on the way, and an interrupted run can go on where it was.
 //! [`registry`] knows the public checkpoints.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -16,6 +17,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
+use crate::model::cache::{CacheFormat, CacheLayout};
 use crate::model::layout::{self, Expected, Role};
 use crate::model::manifest::{
     AutoencoderConfig, DType, MAX_SHARD_BYTES, Manifest, SCHEMA_VERSION, TENSOR_ALIGNMENT, TensorInfo, TensorPart,
@@ -75,11 +77,13 @@ pub struct PackOptions {
     pub group: usize,
     /// Longest shard in bytes, a multiple of 16, at most [`MAX_SHARD_BYTES`].
     pub shard_bytes: u64,
+    /// How a causal model's cache is stored, in place of what its `model.json` says.
+    pub cache: Option<CacheFormat>,
 }
 
 impl Default for PackOptions {
     fn default() -> Self {
-        Self { format: DType::Q8, group: 32, shard_bytes: MAX_SHARD_BYTES }
+        Self { format: DType::Q8, group: 32, shard_bytes: MAX_SHARD_BYTES, cache: None }
     }
 }
 
@@ -114,8 +118,10 @@ pub fn pack_pruned(export: &Export<'_>, out: &Path, options: &PackOptions, keep:
 }
 
 fn pack_kept(export: &Export<'_>, out: &Path, options: &PackOptions, pruned: Option<&Pruned>) -> Result<Packed> {
-    let PackOptions { format, group, shard_bytes } = *options;
+    let PackOptions { format, group, shard_bytes, cache } = *options;
     check_options(options)?;
+    let model_json = &with_cache(export.model_json, cache)?;
+    let export = &Export { model_json, ..*export };
     let whole = typed(&read_model(export)?)?;
     validate::config(&whole)?;
     let export = &match pruned {
@@ -173,6 +179,26 @@ fn check_options(options: &PackOptions) -> Result<()> {
         )));
     }
     Ok(())
+}
+
+/// `model.json` with another storage of the cache, where one is asked for.
+///
+/// # Errors
+/// [`Error::InvalidRequest`] for a model that has no cache, since it is not causal.
+fn with_cache(model_json: &str, cache: Option<CacheFormat>) -> Result<Cow<'_, str>> {
+    let Some(cache) = cache else { return Ok(model_json.into()) };
+    let mut model: Value = serde_json::from_str(model_json)
+        .map_err(|error| Error::Manifest(format!("model.json cannot be read, {error}")))?;
+    let causal = model.get_mut("sampler").and_then(|sampler| sampler.get_mut("causal")).and_then(Value::as_object_mut);
+    let Some(causal) = causal else {
+        return Err(Error::InvalidRequest(format!(
+            "a cache in {} was asked for, and the model's sampler is not causal and keeps none; leave it out or take \
+             a causal sampler",
+            cache.name()
+        )));
+    };
+    causal.insert("cache".into(), to_json(&cache)?);
+    Ok(model.to_string().into())
 }
 
 /// `model.json` with what the tokenizer file adds. Fields that this version does not know are kept.
@@ -327,7 +353,8 @@ fn device_bytes(name: &str, info: &TensorInfo) -> u64 {
     4 * info.elements() as u64
 }
 
-/// Bytes of the keys and values that a causal model keeps of the largest clip, as f32.
+/// Bytes of the keys and values that a causal model keeps of the largest clip, as they are stored, and in other formats
+/// than f32 those of the one block that is widened.
 fn cache_bytes(manifest: &Manifest) -> u64 {
     let (wan, Some(causal)) = (&manifest.transformer, &manifest.sampler.causal) else { return 0 };
     let tokens = manifest.sizes().map(|size| {
@@ -335,7 +362,10 @@ fn cache_bytes(manifest: &Manifest) -> u64 {
         let held = frames.min(causal.sink_frames + causal.window_frames + causal.chunk_frames);
         held * (height / wan.patch_size[1]) * (width / wan.patch_size[2])
     });
-    4 * 2 * (wan.num_layers * wan.inner_dim() * tokens.max().unwrap_or(0)) as u64
+    let layout = CacheLayout::new(causal.cache, wan.num_attention_heads, wan.attention_head_dim);
+    let widened = if causal.cache == CacheFormat::F32 { 0 } else { layout.width as u64 };
+    let row = (wan.num_layers * layout.words()) as u64 + widened;
+    4 * 2 * row * tokens.max().unwrap_or(0) as u64
 }
 
 /// Bytes of the largest single intermediate result, as f32, of the largest offered clip.

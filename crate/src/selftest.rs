@@ -10,8 +10,10 @@ use burn::tensor::Tensor;
 use burn::tensor::activation::silu;
 
 use crate::compute::{Compute, Kind};
+use crate::denoise::cache::Rows;
 use crate::error::{Error, Result};
 use crate::latents::noise;
+use crate::model::cache::{CacheFormat, CacheLayout};
 use crate::model::manifest::DType;
 use crate::model::quant;
 use crate::model::shards::RawTensor;
@@ -62,7 +64,7 @@ pub async fn run(compute: &Compute) -> Result<Vec<Check>> {
     Ok(checks)
 }
 
-const CASES: [&str; 13] = [
+const CASES: [&str; 15] = [
     "linear f32",
     "linear f16",
     "linear q8",
@@ -73,6 +75,8 @@ const CASES: [&str; 13] = [
     "layer norm",
     "rms norm",
     "rotary embedding",
+    "cache f16",
+    "cache q8",
     "convolution",
     "strided convolution",
     "element-wise operations",
@@ -89,6 +93,14 @@ pub fn relative_error(got: &[f32], want: &[f32]) -> f64 {
         size += f64::from(b).powi(2);
     }
     (difference / size.max(f64::MIN_POSITIVE)).sqrt()
+}
+
+/// What a cache gives back of `past` `[67, 96]`, stored in two parts of which some rows leave, with `own` behind it.
+async fn cached(compute: &Compute, format: CacheFormat, past: Tensor<2>, own: Tensor<2>) -> Result<Tensor<2>> {
+    let layout = CacheLayout::new(format, 3, 32);
+    let first = Rows::store(compute, layout, past.clone().slice([0..40])).await?;
+    let second = Rows::store(compute, layout, past.slice([40..67])).await?;
+    Ok(Rows::pushed(Some(first), second, layout, 11..30).before(layout, own))
 }
 
 async fn case(compute: &Compute, name: &str, stream: u32) -> Result<Vec<f32>> {
@@ -137,6 +149,16 @@ async fn case(compute: &Compute, name: &str, stream: u32) -> Result<Vec<f32>> {
         }
         "rms norm" => ops::norm(compute, x(), Affine::Weight(&two(4, [1, 96]), Some(&two(5, [1, 96]))), false, 1e-6),
         "rotary embedding" => ops::rope(compute, x(), &two(4, [67, 32])),
+        "cache f16" => cached(compute, CacheFormat::F16, x(), two(4, [5, 96])).await?,
+        "cache q8" => {
+            // Whole steps of a scale of their group's own, with the largest there is: no rounding hangs on a last bit.
+            let step = |(index, value): (usize, f32)| {
+                let step = if index % 32 == 7 { 127.0 } else { (40.0 * value).round().clamp(-127.0, 127.0) };
+                step * 0.5f32.powi((index / 32 % 5) as i32)
+            };
+            let steps: Vec<f32> = values(3, 67 * 96).into_iter().enumerate().map(step).collect();
+            cached(compute, CacheFormat::Q8, compute.tensor(steps, [67, 96]), two(4, [5, 96])).await?
+        }
         "convolution" => {
             let conv = Conv::new(compute, &raw(1, DType::F32, &[13, 12, 3, 3])?, Some(&raw(2, DType::F32, &[13])?), 1)?;
             let (x, second) = (four(3, [1, 7, 9, 11]), four(4, [1, 5, 9, 11]));

@@ -86,6 +86,9 @@ fn hostile() -> Vec<(String, Value, &'static str, &'static str)> {
     add("/sampler/causal", json!({"chunk_frames": 3, "window_frames": 2}), "manifest", "window_frames");
     let first = json!({"chunk_frames": 1, "window_frames": 2, "first_sigmas": [0.5, 0.5]});
     add("/sampler/causal", first, "manifest", "first_sigmas");
+    let cache = |format: Value| json!({"chunk_frames": 1, "window_frames": 2, "cache": format});
+    add("/sampler/causal", cache(json!("q5")), "manifest", "unknown variant `q5`, expected one of `f32`, `f16`, `q8`");
+    add("/sampler/causal", cache(json!(8)), "manifest", "");
     add("/video/fps", json!(0), "manifest", "fps");
     add("/video/sizes", json!([]), "manifest", "sizes");
     add("/video/sizes/0/width", json!(81), "manifest", "even");
@@ -178,6 +181,20 @@ fn every_way_to_be_wrong_has_its_error() {
         let error = Manifest::parse(&wrong.to_string()).expect_err(&format!("{at} = {value} was accepted"));
         assert_eq!(error.code(), code, "{at} = {value}: {error}");
         assert!(error.to_string().contains(says), "{at} = {value}: {error}");
+    }
+}
+
+/// A word of a packed cache holds values of one head only.
+#[test]
+fn a_cache_in_fewer_bits_needs_heads_that_fill_its_words() {
+    let mut manifest = toy::manifest();
+    manifest["sampler"]["causal"] = json!({"chunk_frames": 1, "window_frames": 2, "cache": "q8"});
+    assert!(Manifest::parse(&manifest.to_string()).is_ok());
+    manifest["transformer"]["attention_head_dim"] = json!(14);
+    for (cache, says) in [("q8", "sampler.causal.cache is \"q8\""), ("f16", "\"f16\""), ("f32", "is [")] {
+        manifest["sampler"]["causal"]["cache"] = json!(cache);
+        let error = Manifest::parse(&manifest.to_string()).unwrap_err().to_string();
+        assert!(error.contains(says) && error.contains("multiple of 4") == (cache != "f32"), "{cache}: {error}");
     }
 }
 

@@ -6,6 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use half::{bf16, f16};
+use kinora::model::cache::CacheFormat;
 use kinora::model::layout;
 use kinora::model::manifest::DType;
 use kinora::model::shards::{RawTensor, ShardAssembler};
@@ -248,6 +249,10 @@ fn wrong_calls_are_told_so() {
     for shard_bytes in [0, 100, (16 << 20) + 16] {
         assert_eq!(wrong(PackOptions { shard_bytes, ..PackOptions::default() }), "invalid-request");
     }
+    let cache = Some(CacheFormat::Q8);
+    let refused = pack_weights(&weights, &folder.0, &PackOptions { cache, ..PackOptions::default() }).unwrap_err();
+    assert_eq!(refused.code(), "invalid-request");
+    assert!(refused.to_string().contains("not causal"), "{refused}");
     let file = folder.0.join("file");
     fs::write(&file, "").unwrap();
     let error = pack_weights(&weights, &file, &PackOptions::default()).unwrap_err();

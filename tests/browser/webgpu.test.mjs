@@ -32,6 +32,29 @@ test('the GPU repeats itself to the bit', async () => {
 	assert.equal((await make(page, REQUEST)).hash, first.hash);
 });
 
+test('a causal model with its cache in 8 bits gives the same frames on the GPU and on the CPU', { timeout: 300_000 }, async () => {
+	const causal = async (device, cache) => {
+		const manifest = structuredClone(site.tiny.manifest);
+		// Chunks of one frame with a window of one: the third chunk is made after the first has left the cache.
+		manifest.sampler.causal = { chunk_frames: 1, window_frames: 1, cache };
+		const prepare = (context) => context.route('**/tiny/manifest.json', (route) => route.fulfill({ json: manifest }));
+		const other = await site.open(`${TINY}&device=${device}`, { prepare });
+		const made = await make(other, REQUEST);
+		await other.context().close();
+		assert.equal(made.engine.device, device);
+		return made;
+	};
+	const gpu = await causal('webgpu', 'q8');
+	const cpu = await causal('cpu', 'q8');
+	const exact = await causal('cpu', 'f32');
+	assert.ok(psnr(gpu.pixels, cpu.pixels) > 45, `${psnr(gpu.pixels, cpu.pixels)} dB`);
+	assert.notEqual(cpu.hash, exact.hash, 'the 8 bits are in use');
+	assert.ok(gpu.checks.some(({ name }) => name === 'cache q8'), 'the device proved its kernels');
+	// Both round alike, so what the rounding changes does not lie between them.
+	const rounding = psnr(cpu.pixels, exact.pixels);
+	assert.ok(rounding > 40 && psnr(gpu.pixels, cpu.pixels) > rounding + 10, `${psnr(gpu.pixels, cpu.pixels)} dB, q8 to f32 ${rounding} dB`);
+});
+
 /** Refuses every device that was given more than WebGPU guarantees. */
 const DEFAULT_LIMITS_ONLY = `{
 	const { requestDevice } = GPUAdapter.prototype;

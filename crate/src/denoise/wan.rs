@@ -9,7 +9,7 @@ use burn::tensor::Tensor;
 use burn::tensor::activation::silu;
 
 use crate::compute::Compute;
-use crate::denoise::cache::{KeyValue, KvCache};
+use crate::denoise::cache::{Kept, KeyValue, KvCache};
 use crate::error::{Error, Result};
 use crate::model::manifest::{CausalConfig, TransformerConfig};
 use crate::ops::{self, Activation, Affine, Linear};
@@ -181,7 +181,7 @@ impl Wan {
     /// An empty cache for clips of `shape` `[C, F, H, W]`.
     pub fn cache(&self, config: &CausalConfig, shape: [usize; 4]) -> KvCache {
         let [_, ph, pw] = self.config.patch_size;
-        KvCache::new(config, self.blocks.len(), (shape[2] / ph) * (shape[3] / pw))
+        KvCache::new(config, &self.config, (shape[2] / ph) * (shape[3] / pw))
     }
 
     #[allow(clippy::too_many_arguments, reason = "the three ways to run it differ in the last two")]
@@ -193,7 +193,7 @@ impl Wan {
         timesteps: &[f32],
         text: &TextContext,
         past: Option<&KvCache>,
-        mut kept: Option<&mut Vec<KeyValue>>,
+        mut kept: Option<&mut Vec<Kept>>,
     ) -> Result<Vec<f32>> {
         let start = past.map_or(0, KvCache::position);
         self.check(latents, shape, timesteps, start)?;
@@ -212,8 +212,8 @@ impl Wan {
             let seen = past.map(|past| (past, index));
             let (after, own) = self.block(compute, block, x, &projection, cross, &rotary, rows, seen);
             x = after;
-            if let Some(kept) = kept.as_mut() {
-                kept.push(own);
+            if let (Some(kept), Some(past)) = (kept.as_mut(), past) {
+                kept.push(past.keep(compute, own).await?);
             }
             compute.drain(&x).await?;
         }

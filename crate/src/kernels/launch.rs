@@ -8,11 +8,11 @@ use cubecl::server::KernelArguments;
 
 use super::GpuTensor;
 
-/// A fresh f32 tensor that a kernel fills completely.
+/// A fresh tensor that a kernel fills completely.
 pub(super) struct Output(GpuTensor);
 
 impl Output {
-    /// On the device of `like`.
+    /// f32, on the device of `like`.
     pub(super) fn new(like: &GpuTensor, shape: &[usize]) -> Self {
         Self(empty_device_contiguous_dtype(
             like.client.clone(),
@@ -20,6 +20,12 @@ impl Output {
             Shape::from(shape.to_vec()),
             DType::F32,
         ))
+    }
+
+    /// 32-bit words instead, on the device of `like`.
+    pub(super) fn words(like: &GpuTensor, count: usize) -> Self {
+        let shape = Shape::from(vec![count]);
+        Self(empty_device_contiguous_dtype(like.client.clone(), like.device.clone(), shape, DType::I32))
     }
 }
 

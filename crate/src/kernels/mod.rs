@@ -5,6 +5,7 @@
 //! These need no subgroups, at most 8 KiB of workgroup memory, 256 invocations and 7 storage buffers, so they run on
 //! every WebGPU device. The CPU counterparts that define what each must compute are in [`crate::ops`].
 
+mod cache;
 mod launch;
 
 use burn::backend::tensor::{FloatTensor, IntTensor};
@@ -12,6 +13,7 @@ use burn::backend::{Backend, Cube, backend_extension};
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 
+use crate::model::cache::CacheLayout;
 use crate::model::manifest::DType;
 use launch::{Kernel, Output, grid_1d};
 
@@ -124,6 +126,12 @@ pub trait GpuKernels: Backend {
         residual: FloatTensor<Self>,
         spec: ConvSpec,
     ) -> FloatTensor<Self>;
+
+    /// `[N, width]` -> the words of a cache, `[N * words of a row]`.
+    fn kinora_store_rows(x: FloatTensor<Self>, layout: CacheLayout) -> IntTensor<Self>;
+
+    /// `[N * words of a row]`, `[M, width]` -> `[N + M, width]`, the widened rows in front.
+    fn kinora_widen_rows(words: IntTensor<Self>, own: FloatTensor<Self>, layout: CacheLayout) -> FloatTensor<Self>;
 }
 
 /// WGSL that widens four neighbouring weights to f32: `weight4(row, k, depth)`.
@@ -300,6 +308,14 @@ impl GpuKernels for Cube {
                 [(out_h * out_w).div_ceil(64), spec.out_channels.div_ceil(8)],
             );
         out.into()
+    }
+
+    fn kinora_store_rows(x: FloatTensor<Self>, layout: CacheLayout) -> IntTensor<Self> {
+        cache::store(into_contiguous(x), layout)
+    }
+
+    fn kinora_widen_rows(words: IntTensor<Self>, own: FloatTensor<Self>, layout: CacheLayout) -> FloatTensor<Self> {
+        cache::widen(into_contiguous(words), into_contiguous(own), layout)
     }
 }
 

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
+use crate::model::cache::CacheFormat;
 use crate::model::layout::Part;
 use crate::model::shards::hex;
 use crate::model::validate;
@@ -252,6 +253,9 @@ pub struct CausalConfig {
     /// Noise levels of the first chunk where they differ from those of the others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_sigmas: Option<Vec<f64>>,
+    /// How the keys and values of finished frames are stored.
+    #[serde(default, skip_serializing_if = "CacheFormat::is_f32")]
+    pub cache: CacheFormat,
 }
 
 fn one() -> f64 {

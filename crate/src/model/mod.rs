@@ -1,5 +1,6 @@
 //! What a model is made of: its manifest, its list of tensors, its shards and its number formats.
 
+pub mod cache;
 pub(crate) mod floats;
 pub mod layout;
 pub mod manifest;

@@ -4,6 +4,7 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::error::{Error, Result};
+use crate::model::cache::CacheFormat;
 use crate::model::manifest::{
     FileInfo, INTERFACE, MAX_SHARD_BYTES, Manifest, SCHEMA_VERSION, TENSOR_ALIGNMENT, TensorInfo,
 };
@@ -169,6 +170,13 @@ fn sampler(manifest: &Manifest) -> Result<()> {
         if let Some(first) = &causal.first_sigmas {
             sigmas("sampler.causal.first_sigmas", first)?;
         }
+        let head = manifest.transformer.attention_head_dim;
+        require(causal.cache == CacheFormat::F32 || head.is_multiple_of(4), || {
+            let format = causal.cache.name();
+            format!(
+                "sampler.causal.cache is {format:?}, which needs heads of a multiple of 4 values; {head} need \"f32\""
+            )
+        })?;
         require(sampler.guidance == 1.0, || "sampler.guidance must be 1 in a causal model".into())?;
     }
     Ok(())

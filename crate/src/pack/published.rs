@@ -15,7 +15,7 @@ use super::staging::{Staging, remove_interrupted};
 use super::writer::{ShardWriter, file_name};
 use super::{
     Export, MANIFEST_FILE, PackOptions, Packed, Plan, Summary, TOKENIZER_FILE, by_role, check_options, convert,
-    fill_requirements, plan, read_model, to_json, typed,
+    fill_requirements, plan, read_model, to_json, typed, with_cache,
 };
 use crate::error::{Error, Result};
 use crate::model::layout::{self, Expected, Part};
@@ -85,6 +85,7 @@ impl Job {
         check_options(options)?;
         let Published { mut model_json, mut tokenizer_json, transformer, text_encoder, autoencoder, loras, keep } =
             published;
+        model_json = with_cache(&model_json, options.cache)?.into_owned();
         let described = |model_json: &str, tokenizer_json: &[u8]| {
             let model = read_model(&Export { model_json, tokenizer_json, weights: &[] })?;
             let config = typed(&model)?;

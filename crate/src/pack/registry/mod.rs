@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::{PackOptions, Summary, TOKENIZER_FILE};
 use crate::error::{Error, Result};
+use crate::model::cache::CacheFormat;
 use crate::model::layout::Part;
 use crate::model::manifest::{DType, INTERFACE};
 
@@ -190,6 +191,7 @@ impl Sampler {
                 "sink_frames": self.sink_frames.unwrap_or(0),
                 "window_frames": self.window_frames.unwrap_or(WHOLE_CLIP),
                 "context_timestep": self.context_timestep.unwrap_or(0.0),
+                "cache": CACHE,
             });
             if let Some(first) = &self.first_sigmas {
                 sampler["causal"]["first_sigmas"] = json!(first);
@@ -201,6 +203,10 @@ impl Sampler {
 
 /// Latent frames that causal models without a window of their own look back: the length they were trained at.
 const WHOLE_CLIP: usize = 21;
+
+/// Storage of the causal models' caches. The largest clips leave 1.9 GB of keys and values in f32, beside the weights
+/// more than most browsers give, and 0.53 GB so; the rounding is that of weights in q8. `--cache` chooses another one.
+const CACHE: CacheFormat = CacheFormat::Q8;
 
 /// The registry.
 ///

@@ -1,6 +1,7 @@
 //! The data of the registry against formulas and against the sizes that the papers give.
 
 use super::*;
+use crate::model::cache::CacheFormat;
 use crate::model::manifest::{SamplerConfig, SamplerStep};
 use crate::ops::TILE_BYTES;
 
@@ -98,6 +99,7 @@ fn samplers_reach_the_manifest() {
     let long = read("longlive-4");
     let causal = long.causal.expect("it is causal");
     assert_eq!((causal.chunk_frames, causal.sink_frames, causal.window_frames), (3, 3, 12));
+    assert_eq!(causal.cache, CacheFormat::Q8);
     assert_eq!((long.step, long.guidance), (SamplerStep::Renoise, 1.0));
     let frame = read("causal-forcing-frame-2").causal.expect("it is causal");
     assert_eq!((frame.chunk_frames, frame.first_sigmas.map(|first| first.len())), (1, Some(4)));
