@@ -90,7 +90,8 @@ impl Inspect {
 }
 
 fn size(text: &str) -> Result<(u32, u32)> {
-    let sides = text.split_once(['x', '×']).and_then(|(width, height)| Some((width.parse().ok()?, height.parse().ok()?)));
+    let sides =
+        text.split_once(['x', '×']).and_then(|(width, height)| Some((width.parse().ok()?, height.parse().ok()?)));
     sides.with_context(|| format!("{text:?} is no size; write it like 480x272"))
 }
 

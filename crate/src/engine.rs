@@ -14,7 +14,7 @@ use crate::latents::noise::normal;
 use crate::lora::{LoraId, Loras};
 use crate::model::layout::Part;
 use crate::model::manifest::{ClipSize, Manifest};
-use crate::model::plan::{Limits, MemoryPlan, PlanRequest, Target, TextWeights};
+use crate::model::plan::{Limits, MemoryPlan, ModelNeeds, PlanRequest, Target, TextWeights};
 use crate::model::shards::{ShardAssembler, verify_file};
 use crate::text::prompts::{Embeddings, PromptPack};
 use crate::text::stream::StreamedUmt5;
@@ -215,16 +215,17 @@ impl Loading {
     }
 }
 
-/// Opens a device with the limits that a model asks for.
+/// Opens a device with the limits that a model asks for, and no less than its clips need.
 pub(crate) async fn open_device(manifest: &Manifest, device: DeviceChoice) -> Result<Compute> {
     let requires = &manifest.requires;
     match device {
         DeviceChoice::Cpu => Ok(Compute::cpu()),
         DeviceChoice::Gpu { strict_limits } => {
+            let buffer = ModelNeeds::of(manifest)?.buffer;
             gpu::open(GpuOptions {
                 strict_limits,
-                max_storage_buffer_binding_size: requires.max_storage_buffer_binding_size,
-                max_buffer_size: requires.max_buffer_size,
+                max_storage_buffer_binding_size: requires.max_storage_buffer_binding_size.max(buffer),
+                max_buffer_size: requires.max_buffer_size.max(buffer),
             })
             .await
         }
@@ -302,8 +303,8 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::UnsupportedSize`], [`Error::TooLarge`] for a clip that the device cannot hold, those of
-    /// [`Tokenizer::encode`], and [`Error::UnknownPrompt`] for a prompt that is not in the prompt pack where there is no
-    /// text encoder.
+    /// [`Tokenizer::encode`], and [`Error::UnknownPrompt`] for a prompt that is not in the prompt pack where there is
+    /// no text encoder.
     pub fn check(&self, request: &GenerateRequest) -> Result<Checked> {
         self.texts.check(&self.manifest, request, &self.compute, self.text_encoder.weights())
     }

@@ -20,7 +20,7 @@ use crate::model::layout::{self, Expected, Role};
 use crate::model::manifest::{
     DType, MAX_SHARD_BYTES, Manifest, SCHEMA_VERSION, TENSOR_ALIGNMENT, TensorInfo, TensorPart,
 };
-use crate::model::plan::{MemoryPlan, PlanRequest, Target, TextWeights};
+use crate::model::plan::ModelNeeds;
 use crate::model::shards::{named, sha256_hex};
 use crate::model::{floats, quant, validate};
 use crate::text::umt5::TABLE;
@@ -294,17 +294,11 @@ fn write_tensor(writer: &mut ShardWriter<'_>, info: &TensorInfo, view: &TensorVi
     Ok((total > 0.0).then(|| (error / total).sqrt()))
 }
 
-/// Fills what `requires` leaves open with what the most demanding offered clip needs on a GPU.
+/// Fills what `requires` leaves open with what the most demanding offered clip needs on a GPU, and says in any case
+/// what each clip needs.
 fn fill_requirements(model: &mut Value) -> Result<()> {
     let mut manifest = typed(model)?;
-    let text = TextWeights::usual(&manifest);
-    let (mut buffer, mut memory) = (0, 0);
-    for size in manifest.sizes() {
-        let request = PlanRequest { size, tokens: None, target: Target::Gpu, text, packed: false, lora_bytes: 0 };
-        let plan = MemoryPlan::of(&manifest, &request)?;
-        buffer = plan.largest_buffer.get().max(buffer);
-        memory = plan.total().get().max(memory);
-    }
+    let ModelNeeds { clips, buffer, memory } = ModelNeeds::of(&manifest)?;
     let mebibytes = |bytes: u64| bytes.next_multiple_of(1 << 20);
     let requires = &mut manifest.requires;
     for (field, value) in [
@@ -316,6 +310,7 @@ fn fill_requirements(model: &mut Value) -> Result<()> {
             *field = value;
         }
     }
+    requires.clips = clips;
     model["requires"] = to_json(&manifest.requires)?;
     Ok(())
 }

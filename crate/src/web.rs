@@ -154,7 +154,7 @@ impl Plan {
             height: plan.height,
             frames: plan.frames,
             download: plan.download_bytes,
-            memory: plan.total(),
+            memory: plan.in_page(),
             engine: plan.peak.host,
             gpu: plan.peak.gpu,
             largest_buffer: plan.largest_buffer,

@@ -65,7 +65,11 @@ impl WeightStore {
     /// Adds a verified tensor.
     pub fn insert(&mut self, raw: RawTensor) {
         let name = raw.name.clone();
-        let stored = if is_linear_weight(&raw.name, &raw.shape) { Stored::linear(&self.compute, raw) } else { Stored::Host(raw) };
+        let stored = if is_linear_weight(&raw.name, &raw.shape) {
+            Stored::linear(&self.compute, raw)
+        } else {
+            Stored::Host(raw)
+        };
         self.tensors.insert(name, stored);
     }
 

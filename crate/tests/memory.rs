@@ -74,7 +74,8 @@ fn tiny(format: DType, change: impl FnOnce(&mut Value)) -> TempDir {
     change(&mut model);
     let (model, tokenizer, weights) = (model.to_string(), read("tokenizer.json"), read("weights.safetensors"));
     let export = Export { model_json: &model, tokenizer_json: &tokenizer, weights: &weights };
-    pack(&export, dir.path(), &PackOptions { format, group: 32, ..PackOptions::default() }).expect("the tiny model packs");
+    pack(&export, dir.path(), &PackOptions { format, group: 32, ..PackOptions::default() })
+        .expect("the tiny model packs");
     dir
 }
 
@@ -118,7 +119,8 @@ fn measured(dir: &Path, text: TextWeights, request: &GenerateRequest) -> (usize,
             }
         }
     }
-    let stages = [("load", loading), ("text", encoding), ("prompt", prompt), ("denoise", denoising), ("decode", decoding)];
+    let stages =
+        [("load", loading), ("text", encoding), ("prompt", prompt), ("denoise", denoising), ("decode", decoding)];
     (held, stages.into())
 }
 
@@ -163,7 +165,8 @@ fn the_plan_is_an_upper_bound_and_not_far_above() {
     for (name, dir, text) in cases {
         let manifest = read_manifest(dir).expect("a manifest");
         let ClipSize { width, height, frames } = manifest.default_size();
-        let request = GenerateRequest { width: Some(width), height: Some(height), frames: Some(frames), ..meadow(PROMPT) };
+        let request =
+            GenerateRequest { width: Some(width), height: Some(height), frames: Some(frames), ..meadow(PROMPT) };
         let target = Target::Cpu { threads };
         let size = manifest.default_size();
         let plan = PlanRequest { size, tokens: Some(8), target, text, packed: false, lora_bytes: 0 };

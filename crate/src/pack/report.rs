@@ -220,7 +220,12 @@ impl fmt::Display for Summary {
         writeln!(f, "clips: {} at {} frames per second, {} steps", clips.join(", "), self.fps, self.steps)?;
         writeln!(f, "to fetch: {}, shards: {}", Bytes::new(self.total_bytes), self.shards.len())?;
         let needs = &self.requires;
-        writeln!(f, "memory: about {}; largest buffer {}", Bytes::new(needs.memory_bytes), Bytes::new(needs.max_buffer_size))?;
+        writeln!(
+            f,
+            "memory: about {}; largest buffer {}",
+            Bytes::new(needs.memory_bytes),
+            Bytes::new(needs.max_buffer_size)
+        )?;
         writeln!(f, "\n{:<14}{:>8}{:>14}{:>14}", "part", "tensors", "parameters", "size")?;
         for row in &self.parts {
             let part = row.part.to_string();

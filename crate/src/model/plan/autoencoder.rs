@@ -43,7 +43,8 @@ pub(super) struct Decoding {
 }
 
 pub(super) fn decoding(manifest: &Manifest, size: ClipSize, target: Target) -> Decoding {
-    let [channels, frames, height, width] = manifest.latent_shape(size.width, size.height, size.frames).map(|n| n as u64);
+    let [channels, frames, height, width] =
+        manifest.latent_shape(size.width, size.height, size.frames).map(|n| n as u64);
     let layers = layers(&manifest.autoencoder);
     let walk = Walk::new(target, false);
     let mut memory: Vec<Option<Shared>> = layers.iter().map(|_| None).collect();

@@ -1,4 +1,5 @@
-//! The denoiser at work: `denoise/wan.rs`, `denoise/cache.rs`, and the latents that `generation.rs` and `engine.rs` hold.
+//! The denoiser at work: `denoise/wan.rs`, `denoise/cache.rs`, and the latents that `generation.rs` and `engine.rs`
+//! hold.
 
 use crate::model::manifest::{CausalConfig, ClipSize, Manifest, SamplerStep};
 use crate::model::plan::bytes::{Bytes, Walk};
@@ -50,9 +51,16 @@ struct Matrices {
     norm2: bool,
 }
 
-pub(super) fn denoising(manifest: &Manifest, weights: &Weights<'_>, size: ClipSize, target: Target, lora: bool) -> Denoising {
+pub(super) fn denoising(
+    manifest: &Manifest,
+    weights: &Weights<'_>,
+    size: ClipSize,
+    target: Target,
+    lora: bool,
+) -> Denoising {
     let wan = &manifest.transformer;
-    let [channels, frames, height, width] = manifest.latent_shape(size.width, size.height, size.frames).map(|n| n as u64);
+    let [channels, frames, height, width] =
+        manifest.latent_shape(size.width, size.height, size.frames).map(|n| n as u64);
     let rows = (height / wan.patch_size[1] as u64) * (width / wan.patch_size[2] as u64);
     let layers = wan.num_layers as u64;
     let inner = wan.inner_dim() as u64;
@@ -99,7 +107,8 @@ pub(super) fn denoising(manifest: &Manifest, weights: &Weights<'_>, size: ClipSi
     let text_work = text_work(manifest, weights, &matrices, sizes.text, target, lora) + text * (guided - 1);
     // Latents before and after a step, two estimates, velocity, noise; the multistep solver remembers four more.
     let copies = 6 + if manifest.sampler.step == SamplerStep::Unipc { 4 } else { 0 } + 2 * (guided - 1);
-    let latents = Bytes::f32s(&[copies, channels, chunk, height, width]) + Bytes::f32s(&[channels, frames, height, width]);
+    let latents =
+        Bytes::f32s(&[copies, channels, chunk, height, width]) + Bytes::f32s(&[channels, frames, height, width]);
     let largest = walk.largest();
     Denoising { text: text * guided, text_work, cache, latents, chunked: chunks > 1, work, largest }
 }
@@ -116,7 +125,14 @@ fn held_frames(causal: &CausalConfig, frames: u64, target: Target) -> u64 {
 }
 
 /// `Wan::text_context`.
-fn text_work(manifest: &Manifest, weights: &Weights<'_>, matrices: &Matrices, tokens: u64, target: Target, lora: bool) -> Bytes {
+fn text_work(
+    manifest: &Manifest,
+    weights: &Weights<'_>,
+    matrices: &Matrices,
+    tokens: u64,
+    target: Target,
+    lora: bool,
+) -> Bytes {
     let walk = Walk::new(target, lora);
     let embedder = "transformer.condition_embedder.text_embedder";
     let linear = |index: usize| weights.matrix(&format!("{embedder}.linear_{index}"));

@@ -1,5 +1,5 @@
-//! What a clip will need, told from the manifest alone: bytes to fetch, and memory by stage. Pure arithmetic in `u64`; no
-//! device is opened and no file but the manifest is read.
+//! What a clip will need, told from the manifest alone: bytes to fetch, and memory by stage. Pure arithmetic in `u64`;
+//! no device is opened and no file but the manifest is read.
 //!
 //! | figure | formula, in bytes | follows |
 //! |---|---|---|
@@ -22,6 +22,7 @@ mod autoencoder;
 mod bytes;
 mod denoiser;
 mod limits;
+mod needs;
 mod ops;
 mod table;
 mod text;
@@ -34,6 +35,8 @@ use serde::Serialize;
 
 pub use bytes::Bytes;
 pub use limits::Limits;
+pub use needs::ClipNeeds;
+pub(crate) use needs::ModelNeeds;
 
 use crate::error::Result;
 use crate::model::layout::Part;
@@ -239,8 +242,8 @@ impl MemoryPlan {
         let most = manifest.text_encoder.max_tokens as u64;
         let tokens = request.tokens.unwrap_or(most).clamp(1, most);
         let weights = Weights::new(manifest, target, text);
-        let encoding = (text != TextWeights::Absent && !packed)
-            .then(|| text::encoding(manifest, &weights, text, tokens, target));
+        let encoding =
+            (text != TextWeights::Absent && !packed).then(|| text::encoding(manifest, &weights, text, tokens, target));
         let denoising = denoiser::denoising(manifest, &weights, size, target, lora_bytes > 0);
         let decoding = autoencoder::decoding(manifest, size, target);
 
@@ -256,7 +259,10 @@ impl MemoryPlan {
         let embeddings = Bytes::f32s(&[2 * rows, most, manifest.text_encoder.d_model as u64]);
         let embeddings = Item::of("embeddings", Both::host(embeddings));
         stages.add("prompt", vec![embeddings, Item::of("denoiser at work", Both::on(target, denoising.text_work))]);
-        let state = Item::of("decoder between chunks", Both::on(target, if denoising.chunked { decoding.state } else { Bytes::default() }));
+        let state = Item::of(
+            "decoder between chunks",
+            Both::on(target, if denoising.chunked { decoding.state } else { Bytes::default() }),
+        );
         let work = Item::of("denoiser at work", Both::on(target, denoising.work));
         stages.add("denoise", vec![prompt.clone(), cache.clone(), latents.clone(), state.clone(), work]);
         stages.add("decode", vec![prompt, cache, latents, state, Item::of("decoder at work", decoding.work)]);
@@ -288,6 +294,11 @@ impl MemoryPlan {
     /// The most memory that any stage takes, host and GPU together.
     pub fn total(&self) -> Bytes {
         self.stages.iter().map(|stage| stage.peak.total()).max().unwrap_or_default()
+    }
+
+    /// The most memory that a page takes: the engine, and the frames that the page keeps.
+    pub fn in_page(&self) -> Bytes {
+        self.total() + self.page
     }
 }
 

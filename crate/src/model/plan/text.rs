@@ -15,7 +15,13 @@ pub(super) struct Encoding {
 }
 
 /// Encoding a prompt of `tokens` tokens, and the negative prompt where the model is guided.
-pub(super) fn encoding(manifest: &Manifest, weights: &Weights<'_>, text: TextWeights, tokens: u64, target: Target) -> Encoding {
+pub(super) fn encoding(
+    manifest: &Manifest,
+    weights: &Weights<'_>,
+    text: TextWeights,
+    tokens: u64,
+    target: Target,
+) -> Encoding {
     let config = &manifest.text_encoder;
     let walk = Walk::new(target, false);
     let texts = if manifest.guided() { 2 } else { 1 };

@@ -1,6 +1,6 @@
 //! Weights: what is fetched, and what they take where they are held.
 //!
-//! Follows `weights.rs` and `Linear::new`, `Conv::new` in `ops.rs`. A matrix of a linear layer stays packed on a GPU. On
+//! Follows `weights.rs` and `Linear::new`, `Conv::new` in `ops.rs`. A linear matrix stays packed on a GPU. On
 //! the CPU it stays packed where it is quantized and the model is large, and is f32 otherwise. The token table stays
 //! packed in host memory. Everything else is f32, convolutions on a GPU with their output channels filled up to 8.
 
