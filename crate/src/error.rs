@@ -87,7 +87,7 @@ pub enum Error {
     },
 
     /// A clip that the device or the engine's memory cannot hold; known before anything is loaded.
-    #[error("{clip} is too large for this device: {reason}. {suggestion}.")]
+    #[error("A clip of {clip} is too large: {reason}. {suggestion}.")]
     TooLarge {
         /// Asked-for clip, as text.
         clip: String,

@@ -53,15 +53,15 @@ pub(super) fn decoding(manifest: &Manifest, size: ClipSize, target: Target) -> D
     for _ in 0..frames.min(2) {
         (frame, count) = run(&walk, &layers, &mut memory, Frame { channels, height, width });
     }
-    // Each frame is read back, put in order, cut to size and turned into bytes; the last two grow as they are written.
+    // Frames are read back one after the other, as values and in order; then each is cut to size and turned into bytes.
     let shown = Bytes::new(u64::from(size.width)) * u64::from(size.height);
-    let pictures = frame * (count + 1) + shown * (3 * 12 + 3 * 4 + 3 * 4 * count);
+    let (ordering, turning) = (frame * (count + 2), frame * count + shown * (12 + 4 * count));
     let (peak, state, largest) = (walk.peak(), walk.now(), walk.largest());
     let work = if target == Target::Gpu {
-        Both { host: pictures, gpu: peak }
+        Both { host: ordering.max(turning), gpu: peak }
     } else {
-        // The finished tensors wait while the first ones become pictures; what made them is gone by then.
-        Both::host(peak.max(state + frame * count + pictures))
+        // What made the frames is gone by the time that they are read back; a frame is moved, not copied.
+        Both::host(peak.max(state + ordering.max(turning)))
     };
     Decoding { work, state, largest }
 }

@@ -10,6 +10,9 @@ use serde::{Serialize, Serializer};
 use crate::model::plan::Target;
 use crate::model::reader::{Held, Meter};
 
+/// What a tensor in host memory costs beside its values: its name, its shapes, the allocator's own.
+pub(super) const OVERHEAD: u64 = 512;
+
 /// A number of bytes. It stops at 2^53 - 1, the largest whole number that JavaScript has, instead of wrapping: what
 /// comes out of too large a request is still too large.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -101,7 +104,8 @@ impl Walk {
     /// Bytes in one piece that are held as long as the result lives.
     pub(super) fn hold(&self, bytes: Bytes) -> Held {
         self.largest.set(self.largest.get().max(bytes.get()));
-        self.meter.hold(bytes.get())
+        let beside = if self.on_gpu() { 0 } else { OVERHEAD };
+        self.meter.hold(bytes.get() + beside)
     }
 
     /// A tensor of f32.

@@ -25,9 +25,10 @@ pub(super) struct Denoising {
     pub(super) largest: Bytes,
 }
 
-/// Bytes of keys and values that wait in the cache.
-fn cached(_causal: &CausalConfig, values: u64) -> Bytes {
-    Bytes::f32s(&[values])
+/// Bytes of one token's key in one block, or of its value, as they wait in the cache: the one place that knows how the
+/// cache stores its numbers.
+fn cached_row(width: u64) -> Bytes {
+    Bytes::f32s(&[width])
 }
 
 /// The sizes that a pass depends on.
@@ -88,8 +89,8 @@ pub(super) fn denoising(
         text: manifest.text_encoder.max_tokens as u64,
         past: seen(chunks - 1) * rows,
     };
-    let per_frame = 2 * layers * inner * rows;
-    let cache = causal.map_or(Bytes::default(), |causal| cached(causal, per_frame.saturating_mul(held(chunks - 1))));
+    // A key and a value a token and block.
+    let cache = cached_row(inner) * (2 * layers * rows) * held(chunks - 1);
 
     let walk = Walk::new(target, lora);
     pass(&walk, &matrices, &sizes, channels, None);

@@ -47,6 +47,8 @@ use weights::Weights;
 /// their bytes: names, numbers and tables as they are held after reading.
 const MANIFEST_ENTRY: u64 = 1024;
 const TOKENIZER_FACTOR: u64 = 12;
+/// What a tokenizer of any size takes: its cache is made whole at once, for ten thousand words.
+const TOKENIZER: u64 = 1 << 20;
 /// A GPU's buffers are pages of one tensor each, and a tensor may get a larger one: this share more, in eighths.
 const GPU_PAGES_EIGHTHS: u64 = 1;
 
@@ -309,13 +311,13 @@ fn resident(manifest: &Manifest, weights: &Weights<'_>, request: &PlanRequest) -
         parts.into_iter().map(|part| Item::of(&part.to_string(), weights.resident(part))).collect();
     // Half precision becomes single on the CPU; bfloat16 does everywhere.
     items.push(Item::of("LoRA", Both::on(request.target, Bytes::new(request.lora_bytes) * 2)));
-    let entries = (manifest.tensors.len() + manifest.shards.len()) as u64;
+    let entries = weights.entries();
     let tokenizer = match request.text {
-        TextWeights::Absent => 0,
-        _ => manifest.text_encoder.tokenizer.bytes,
+        TextWeights::Absent => Bytes::default(),
+        _ => Bytes::new(manifest.text_encoder.tokenizer.bytes) * TOKENIZER_FACTOR + Bytes::new(TOKENIZER),
     };
     let pack = manifest.prompt_pack.as_ref().map_or(0, |pack| pack.bytes);
-    let files = Bytes::new(entries) * MANIFEST_ENTRY + Bytes::new(tokenizer) * TOKENIZER_FACTOR + Bytes::new(pack);
+    let files = Bytes::new(entries) * MANIFEST_ENTRY + tokenizer + Bytes::new(pack);
     items.push(Item::of("manifest and tokenizer", Both::host(files)));
     items.retain(|item| item.bytes != Both::default());
     items
@@ -333,7 +335,9 @@ impl Stages<'_> {
     /// Shards arrive, the models are built, and LoRA files are put beside them.
     fn load(&mut self, weights: &Weights<'_>, lora_bytes: u64) {
         let files = self.resident.last().cloned();
-        let mut items = vec![Item::of("weights on their way", weights.loading())];
+        // The manifest's text, and the lists of what is missing, which go with the last shard.
+        let lists = Bytes::new(weights.entries()) * (2 * MANIFEST_ENTRY);
+        let mut items = vec![Item::of("weights on their way", weights.loading() + Both::host(lists))];
         items.extend(files);
         items.push(Item::of("LoRA on its way", Both::host(Bytes::new(lora_bytes) * 4)));
         self.push("load", items);

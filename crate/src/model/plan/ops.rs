@@ -113,7 +113,7 @@ impl Walk {
     pub(super) fn mlp(&self, first: Matrix, second: Matrix, x: Held, rows: u64) -> Held {
         let step = (TILE / (first.n * 4).max(1)).max(1);
         if rows <= step {
-            let inner = self.linear_gelu(first, rows);
+            let _inner = self.linear_gelu(first, rows);
             drop(x);
             return self.linear(second, rows);
         }

@@ -9,13 +9,10 @@ use std::collections::BTreeSet;
 use crate::engine::WIDEN_LIMIT_BYTES;
 use crate::model::layout::{self, Part};
 use crate::model::manifest::{Manifest, TensorInfo};
-use crate::model::plan::bytes::Bytes;
+use crate::model::plan::bytes::{Bytes, OVERHEAD};
 use crate::model::plan::{Both, Row, Target, TextWeights};
 use crate::text::umt5::TABLE;
 use crate::weights::is_linear_weight;
-
-/// What a tensor costs beside its values: its name, its shapes, the allocator's own.
-const OVERHEAD: u64 = 512;
 
 /// A linear layer's matrix `[n, k]`.
 #[derive(Clone, Copy)]
@@ -40,6 +37,11 @@ impl<'a> Weights<'a> {
         let tensors = manifest.tensors.iter().filter(|(name, _)| wanted(name));
         let widened: Bytes = tensors.map(|(_, info)| values(info)).sum();
         Self { manifest, target, text, widen: widened.get() <= WIDEN_LIMIT_BYTES }
+    }
+
+    /// Tensors and shards that the manifest lists.
+    pub(super) fn entries(&self) -> u64 {
+        (self.manifest.tensors.len() + self.manifest.shards.len()) as u64
     }
 
     /// Whether a tensor is loaded with the model.
