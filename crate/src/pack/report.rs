@@ -10,7 +10,7 @@ use crate::directory::encoder_files;
 use crate::error::{Error, Result};
 use crate::model::layout::Part;
 use crate::model::manifest::{ClipSize, DType, FileInfo, MAX_MANIFEST_BYTES, Manifest, Requirements};
-use crate::model::plan::Bytes;
+use crate::model::plan::{Bytes, ClipNeeds};
 use crate::model::shards::{ShardAssembler, verify_file};
 use crate::pack::MANIFEST_FILE;
 use crate::text::prompts::PromptPack;
@@ -226,6 +226,11 @@ impl fmt::Display for Summary {
             Bytes::new(needs.memory_bytes),
             Bytes::new(needs.max_buffer_size)
         )?;
+        for &ClipNeeds { width, height, frames, cpu_bytes, webgpu_bytes } in &needs.clips {
+            let (cpu, gpu) = (Bytes::new(cpu_bytes), Bytes::new(webgpu_bytes));
+            let clip = ClipSize { width, height, frames };
+            writeln!(f, "in a page, {clip}: about {cpu} on the CPU, {gpu} with WebGPU")?;
+        }
         writeln!(f, "\n{:<14}{:>8}{:>14}{:>14}", "part", "tensors", "parameters", "size")?;
         for row in &self.parts {
             let part = row.part.to_string();
