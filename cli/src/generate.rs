@@ -70,7 +70,8 @@ impl Generate {
         let engine = Rc::new(engine);
         eprintln!("loaded in {:.2} s", started.elapsed().as_secs_f64());
         let Self { prompt, seed, width, height, frames, .. } = self;
-        pollster::block_on(clip(&engine, &GenerateRequest { prompt, seed, width, height, frames }, &self.output))
+        let request = GenerateRequest { prompt, seed, width, height, frames, ..GenerateRequest::default() };
+        pollster::block_on(clip(&engine, &request, &self.output))
     }
 }
 

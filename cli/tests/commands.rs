@@ -60,6 +60,35 @@ fn a_model_is_packed_inspected_verified_and_damage_is_found() {
 }
 
 #[test]
+fn what_a_clip_needs_is_told_and_what_does_not_fit_is_refused() {
+    let tiny = goldens().join("tiny-model");
+    fn inspect<'a>(model: &'a Path, more: &[&'a str]) -> Vec<&'a str> {
+        [&["inspect", text(model)], more].concat()
+    }
+    let tiny = tiny.as_path();
+    let clip = |frames| ["--size", "96x64", "--frames", frames, "--device", "cpu"];
+    let report = succeed(&inspect(tiny, &clip("5")));
+    for part in ["96x64, 5 frames", "to fetch", "tokenizer", "denoise", "decode", "peak"] {
+        assert!(report.contains(part), "{part}: {report}");
+    }
+    assert!(succeed(&inspect(tiny, &[&clip("9")[..], &["--memory", "1GiB"]].concat())).contains("It fits."));
+    let needed = |frames| {
+        let report = succeed(&inspect(tiny, &[&clip(frames)[..], &["--json"]].concat()));
+        let plan: serde_json::Value = serde_json::from_str(&report).expect("JSON");
+        plan["peak"]["host"].as_u64().expect("a number of bytes")
+    };
+    let (short, long) = (needed("5"), needed("9"));
+    assert!(short < long, "{short}, {long}");
+    let limited =
+        |memory: &str, part: &str| fail(&inspect(tiny, &[&clip("9")[..], &["--memory", memory]].concat()), part);
+    limited(&short.to_string(), "Choose 96x64 (5 frames)");
+    limited("1kB", "choose a smaller model");
+    fail(&inspect(tiny, &["--size", "98x64"]), "96x64");
+    let both = succeed(&inspect(tiny, &["--device", "gpu"]));
+    assert!(both.contains("largest buffer"), "{both}");
+}
+
+#[test]
 fn a_clip_is_written_as_pictures_and_as_raw_video() {
     let out = folder("generate");
     let model = goldens().join("tiny-model");

@@ -27,6 +27,8 @@ pub struct Compute {
     pub software: bool,
     /// On the CPU, widen quantized weights once at load (small models) and not at every use (large ones).
     pub widen_on_load: bool,
+    /// Bytes of the longest buffer that the device gives and binds whole; no bound on the CPU.
+    pub longest_buffer: Option<u64>,
     /// What the device reported since it was made; checked at every read-back.
     pub faults: std::sync::Arc<crate::gpu::Faults>,
 }
@@ -40,6 +42,7 @@ impl Compute {
             adapter: "CPU".to_string(),
             software: true,
             widen_on_load: true,
+            longest_buffer: None,
             faults: Default::default(),
         }
     }

@@ -14,6 +14,7 @@ use crate::latents::noise::normal;
 use crate::lora::{LoraId, Loras};
 use crate::model::layout::Part;
 use crate::model::manifest::{ClipSize, Manifest};
+use crate::model::plan::{Limits, MemoryPlan, ModelNeeds, PlanRequest, Target, TextWeights};
 use crate::model::shards::{ShardAssembler, verify_file};
 use crate::text::prompts::{Embeddings, PromptPack};
 use crate::text::stream::StreamedUmt5;
@@ -23,7 +24,11 @@ use crate::text::{TextEncoder, TextPlan};
 use crate::weights::WeightStore;
 
 /// Weights widened to f32 on the CPU device at load only while they stay below this.
-const WIDEN_LIMIT_BYTES: u64 = 256 << 20;
+pub(crate) const WIDEN_LIMIT_BYTES: u64 = 256 << 20;
+
+/// What a wasm memory has for models: its 4 GiB without the engine's own data and stack, and without what lies idle
+/// between its pieces.
+const WASM_BYTES: u64 = (4 << 30) - (128 << 20);
 
 /// Where to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,13 +68,27 @@ impl Texts {
         }
     }
 
-    fn check(&self, manifest: &Manifest, request: &GenerateRequest) -> Result<Checked> {
+    fn check(
+        &self,
+        manifest: &Manifest,
+        request: &GenerateRequest,
+        compute: &Compute,
+        text: TextWeights,
+    ) -> Result<Checked> {
         let size = manifest.find_size(request.width, request.height, request.frames)?;
-        if let Some(tokens) = self.pack.as_ref().and_then(|pack| pack.tokens(&request.prompt)) {
-            return Ok(Checked { tokens, unknown_words: Vec::new(), packed: true, size });
-        }
-        let Prompt { ids, unknown_words } = self.ids(&request.prompt)?;
-        Ok(Checked { tokens: ids.len(), unknown_words, packed: false, size })
+        let packed = self.pack.as_ref().and_then(|pack| pack.tokens(&request.prompt));
+        let (tokens, unknown_words) = match packed {
+            Some(tokens) => (tokens, Vec::new()),
+            None => {
+                let Prompt { ids, unknown_words } = self.ids(&request.prompt)?;
+                (ids.len(), unknown_words)
+            }
+        };
+        let packed = packed.is_some();
+        let (most, target) = (Some(tokens as u64), compute.target());
+        let asked = PlanRequest { size, tokens: most, target, text, packed, lora_bytes: request.lora_bytes };
+        let plan = MemoryPlan::within(manifest, &asked, &compute.limits())?;
+        Ok(Checked { tokens, unknown_words, packed, size, plan })
     }
 }
 
@@ -84,6 +103,8 @@ pub struct Checked {
     pub packed: bool,
     /// The clip.
     pub size: ClipSize,
+    /// What it will need.
+    pub plan: MemoryPlan,
 }
 
 /// A model on its way into memory: manifest and tokenizer are checked, shards arrive one by one.
@@ -154,7 +175,7 @@ impl Loading {
 
     /// Checks a request before the shards are there.
     pub fn check(&self, request: &GenerateRequest) -> Result<Checked> {
-        self.texts.check(&self.manifest, request)
+        self.texts.check(&self.manifest, request, self.compute(), self.plan.weights())
     }
 
     /// Shards that have to be added and have not been, in order of first use.
@@ -194,16 +215,17 @@ impl Loading {
     }
 }
 
-/// Opens a device with the limits that a model asks for.
+/// Opens a device with the limits that a model asks for, and no less than its clips need.
 pub(crate) async fn open_device(manifest: &Manifest, device: DeviceChoice) -> Result<Compute> {
     let requires = &manifest.requires;
     match device {
         DeviceChoice::Cpu => Ok(Compute::cpu()),
         DeviceChoice::Gpu { strict_limits } => {
+            let buffer = ModelNeeds::of(manifest)?.buffer;
             gpu::open(GpuOptions {
                 strict_limits,
-                max_storage_buffer_binding_size: requires.max_storage_buffer_binding_size,
-                max_buffer_size: requires.max_buffer_size,
+                max_storage_buffer_binding_size: requires.max_storage_buffer_binding_size.max(buffer),
+                max_buffer_size: requires.max_buffer_size.max(buffer),
             })
             .await
         }
@@ -241,6 +263,9 @@ pub struct GenerateRequest {
     pub height: Option<u32>,
     /// Number of frames.
     pub frames: Option<u32>,
+    /// Bytes of the LoRA files that are to be used with it, as far as they are known; for the memory plan alone.
+    #[serde(default, rename = "loraBytes")]
+    pub lora_bytes: u64,
 }
 
 impl Engine {
@@ -277,10 +302,11 @@ impl Engine {
     /// Checks a request without running anything.
     ///
     /// # Errors
-    /// [`Error::UnsupportedSize`], those of [`Tokenizer::encode`], and [`Error::UnknownPrompt`] for a prompt that is
-    /// not in the prompt pack where there is no text encoder.
+    /// [`Error::UnsupportedSize`], [`Error::TooLarge`] for a clip that the device cannot hold, those of
+    /// [`Tokenizer::encode`], and [`Error::UnknownPrompt`] for a prompt that is not in the prompt pack where there is
+    /// no text encoder.
     pub fn check(&self, request: &GenerateRequest) -> Result<Checked> {
-        self.texts.check(&self.manifest, request)
+        self.texts.check(&self.manifest, request, &self.compute, self.text_encoder.weights())
     }
 
     /// Turns a prompt into embeddings: those of the prompt pack where it has them, else what the text encoder gives.
@@ -412,6 +438,20 @@ impl Compute {
             Kind::Cpu => "cpu",
             Kind::Gpu => "webgpu",
         }
+    }
+
+    /// What a memory plan has to count with. In a browser there is one thread.
+    pub fn target(&self) -> Target {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+        match self.kind {
+            Kind::Cpu => Target::Cpu { threads },
+            Kind::Gpu => Target::Gpu,
+        }
+    }
+
+    /// What is known to end: the device's buffers, and in a browser the memory of the engine.
+    fn limits(&self) -> Limits {
+        Limits { memory: None, host: cfg!(target_family = "wasm").then_some(WASM_BYTES), buffer: self.longest_buffer }
     }
 }
 

@@ -86,6 +86,17 @@ pub enum Error {
         supported: String,
     },
 
+    /// A clip that the device or the engine's memory cannot hold; known before anything is loaded.
+    #[error("A clip of {clip} is too large: {reason}. {suggestion}.")]
+    TooLarge {
+        /// Asked-for clip, as text.
+        clip: String,
+        /// What it needs and what there is, as text.
+        reason: String,
+        /// What to do instead, as text.
+        suggestion: String,
+    },
+
     /// A call that can never work as it was made: a wrong argument, an unreadable path, a call out of order.
     #[error("The request cannot be carried out: {0}. Correct the request and try again.")]
     InvalidRequest(String),
@@ -195,6 +206,7 @@ impl Error {
             Self::UnknownPrompt { .. } => "unknown-prompt",
             Self::PrunedPrompt { .. } => "pruned-prompt",
             Self::UnsupportedSize { .. } => "unsupported-size",
+            Self::TooLarge { .. } => "too-large",
             Self::InvalidRequest(_) => "invalid-request",
             Self::UnsupportedWebgpu(_) => "unsupported-webgpu",
             Self::NoAdapter(_) => "no-adapter",

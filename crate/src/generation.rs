@@ -170,7 +170,9 @@ impl Generation {
             last = decoding.next(&self.engine.compute, latent, shape[2], shape[3]).await?.pop().or(last);
         }
         let (frame, whole) = last.ok_or_else(|| Error::Internal("the decoder gave no frame".into()))?;
-        Ok(self.rgba(&frame, whole))
+        let mut rgba = Vec::with_capacity(self.frame_bytes());
+        self.append_rgba(&frame, whole, &mut rgba);
+        Ok(rgba)
     }
 
     /// Decodes the next latent frame; `None` when there are steps to do first, or at the end.
@@ -214,18 +216,23 @@ impl Generation {
     }
 
     fn batch(&mut self, frames: Vec<(Frame, [usize; 2])>) -> FrameBatch {
-        let batch = FrameBatch {
-            first: self.emitted,
-            count: frames.len(),
-            rgba: frames.iter().flat_map(|(frame, whole)| self.rgba(frame, *whole)).collect(),
-        };
+        let mut rgba = Vec::with_capacity(frames.len() * self.frame_bytes());
+        for (frame, whole) in &frames {
+            self.append_rgba(frame, *whole, &mut rgba);
+        }
+        let batch = FrameBatch { first: self.emitted, count: frames.len(), rgba };
         self.emitted += batch.count;
         batch
     }
 
-    /// A decoded frame of `[height, width]` as RGBA of the clip's size.
-    fn rgba(&self, frame: &Frame, whole: [usize; 2]) -> Vec<u8> {
+    /// RGBA bytes of one frame.
+    fn frame_bytes(&self) -> usize {
+        4 * self.size.width as usize * self.size.height as usize
+    }
+
+    /// A decoded frame of `[height, width]` as RGBA of the clip's size, behind those that are there.
+    fn append_rgba(&self, frame: &Frame, whole: [usize; 2], rgba: &mut Vec<u8>) {
         let (height, width) = (self.size.height as usize, self.size.width as usize);
-        to_rgba(&cut(frame, whole, height, width), height, width)
+        to_rgba(&cut(frame, whole, height, width), height, width, rgba);
     }
 }

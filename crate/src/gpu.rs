@@ -50,7 +50,7 @@ pub struct GpuOptions {
 
 /// Finds an adapter, makes a device and registers it with burn.
 ///
-/// Errors: [`Error::NoAdapter`], [`Error::UnsupportedFeature`] (limits too small, no timestamp queries in a browser).
+/// Errors: [`Error::NoAdapter`], [`Error::UnsupportedFeature`] (no timestamp queries in a browser).
 pub async fn open(options: GpuOptions) -> Result<Compute> {
     let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
     let adapter = instance
@@ -65,7 +65,8 @@ pub async fn open(options: GpuOptions) -> Result<Compute> {
     if !adapter.features().contains(needed) {
         return Err(Error::UnsupportedFeature("its driver offers no timestamp queries".into()));
     }
-    let limits = wanted_limits(&adapter, options)?;
+    let limits = wanted_limits(&adapter, options);
+    let longest_buffer = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size);
     let (device, queue) = adapter
         .request_device(&wgpu::DeviceDescriptor {
             label: Some("kinora"),
@@ -90,7 +91,15 @@ pub async fn open(options: GpuOptions) -> Result<Compute> {
         .init()
         .map_err(|e| Error::UnsupportedFeature(e.to_string()))?;
     let faults = watch(&device);
-    Ok(Compute { device: burn_device, kind: Kind::Gpu, adapter: name, software, widen_on_load: false, faults })
+    Ok(Compute {
+        device: burn_device,
+        kind: Kind::Gpu,
+        adapter: name,
+        software,
+        widen_on_load: false,
+        longest_buffer: Some(longest_buffer),
+        faults,
+    })
 }
 
 /// Collects what the device reports. To be called after the runtime has taken the device, because the runtime installs
@@ -132,22 +141,17 @@ fn runtime_invocations(info: &wgpu::AdapterInfo, offered: &Limits) -> u32 {
     (8 * lanes).min(offered.max_compute_invocations_per_workgroup)
 }
 
-/// The guaranteed limits, raised only where the model needs more or where the runtime gains from it.
-fn wanted_limits(adapter: &wgpu::Adapter, options: GpuOptions) -> Result<Limits> {
+/// The guaranteed limits, raised only where the model needs more or where the runtime gains from it. A model may want
+/// more than there is for its largest clips alone: what a clip needs is checked when it is asked for.
+fn wanted_limits(adapter: &wgpu::Adapter, options: GpuOptions) -> Limits {
     let offered = adapter.limits();
     let mut limits = Limits::default();
     // wgpu's own defaults follow WebGPU's; an adapter below them is no WebGPU adapter.
     if !limits.check_limits(&offered) {
         limits = limits.or_worse_values_from(&offered);
     }
-    let binding = options.max_storage_buffer_binding_size;
-    let buffer = options.max_buffer_size.max(binding);
-    if binding > offered.max_storage_buffer_binding_size || buffer > offered.max_buffer_size {
-        return Err(Error::UnsupportedFeature(format!(
-            "the model binds {binding} bytes at once and this device allows {}",
-            offered.max_storage_buffer_binding_size
-        )));
-    }
+    let binding = options.max_storage_buffer_binding_size.min(offered.max_storage_buffer_binding_size);
+    let buffer = options.max_buffer_size.max(binding).min(offered.max_buffer_size);
     limits.max_storage_buffer_binding_size = limits.max_storage_buffer_binding_size.max(binding);
     limits.max_buffer_size = limits.max_buffer_size.max(buffer);
     limits.max_compute_invocations_per_workgroup =
@@ -158,5 +162,5 @@ fn wanted_limits(adapter: &wgpu::Adapter, options: GpuOptions) -> Result<Limits>
         limits.max_compute_workgroup_size_x = offered.max_compute_workgroup_size_x;
         limits.max_compute_workgroup_size_y = offered.max_compute_workgroup_size_y;
     }
-    Ok(limits)
+    limits
 }

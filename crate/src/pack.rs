@@ -17,14 +17,14 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
-use crate::model::cache::{CacheFormat, CacheLayout};
+use crate::model::cache::CacheFormat;
 use crate::model::layout::{self, Expected, Role};
 use crate::model::manifest::{
-    AutoencoderConfig, DType, MAX_SHARD_BYTES, Manifest, SCHEMA_VERSION, TENSOR_ALIGNMENT, TensorInfo, TensorPart,
+    DType, MAX_SHARD_BYTES, Manifest, SCHEMA_VERSION, TENSOR_ALIGNMENT, TensorInfo, TensorPart,
 };
+use crate::model::plan::ModelNeeds;
 use crate::model::shards::{named, sha256_hex};
 use crate::model::{floats, quant, validate};
-use crate::ops::TILE_BYTES;
 use crate::text::umt5::TABLE;
 
 mod convert;
@@ -320,86 +320,25 @@ fn write_tensor(writer: &mut ShardWriter<'_>, info: &TensorInfo, view: &TensorVi
     Ok((total > 0.0).then(|| (error / total).sqrt()))
 }
 
-/// Fills what `requires` leaves open, from the sizes of weights and of the largest intermediate result.
+/// Fills what `requires` leaves open with what the most demanding offered clip needs on a GPU, and says in any case
+/// what each clip needs.
 fn fill_requirements(model: &mut Value) -> Result<()> {
     let mut manifest = typed(model)?;
-    let activation = largest_activation(&manifest);
-    // The token table stays out of device buffers: a prompt needs a few of its rows.
-    let on_device = manifest.tensors.iter().filter(|(name, _)| *name != TABLE);
-    let weight = on_device.map(|(name, info)| device_bytes(name, info)).max().unwrap_or(0);
+    let ModelNeeds { clips, buffer, memory } = ModelNeeds::of(&manifest)?;
     let mebibytes = |bytes: u64| bytes.next_multiple_of(1 << 20);
-    let buffer = mebibytes(activation.max(weight));
-    let stored: u64 = manifest.shards.iter().map(|shard| shard.bytes).sum();
-    let cache = cache_bytes(&manifest);
     let requires = &mut manifest.requires;
     for (field, value) in [
-        (&mut requires.max_buffer_size, buffer),
-        (&mut requires.max_storage_buffer_binding_size, buffer),
-        (&mut requires.memory_bytes, mebibytes(stored + 4 * activation + cache + 2 * MAX_SHARD_BYTES)),
+        (&mut requires.max_buffer_size, mebibytes(buffer)),
+        (&mut requires.max_storage_buffer_binding_size, mebibytes(buffer)),
+        (&mut requires.memory_bytes, mebibytes(memory)),
     ] {
         if *field == 0 {
             *field = value;
         }
     }
+    requires.clips = clips;
     model["requires"] = to_json(&manifest.requires)?;
     Ok(())
-}
-
-/// Bytes of a weight on a device: as stored where a kernel widens it, else as f32.
-fn device_bytes(name: &str, info: &TensorInfo) -> u64 {
-    if info.shape.len() > 1 && !name.starts_with("autoencoder.") {
-        return info.bytes().next_multiple_of(4);
-    }
-    4 * info.elements() as u64
-}
-
-/// Bytes of the keys and values that a causal model keeps of the largest clip, as they are stored, and in other formats
-/// than f32 those of the one block that is widened.
-fn cache_bytes(manifest: &Manifest) -> u64 {
-    let (wan, Some(causal)) = (&manifest.transformer, &manifest.sampler.causal) else { return 0 };
-    let tokens = manifest.sizes().map(|size| {
-        let [_, frames, height, width] = manifest.latent_shape(size.width, size.height, size.frames);
-        let held = frames.min(causal.sink_frames + causal.window_frames + causal.chunk_frames);
-        held * (height / wan.patch_size[1]) * (width / wan.patch_size[2])
-    });
-    let layout = CacheLayout::new(causal.cache, wan.num_attention_heads, wan.attention_head_dim);
-    let widened = if causal.cache == CacheFormat::F32 { 0 } else { layout.width as u64 };
-    let row = (wan.num_layers * layout.words()) as u64 + widened;
-    4 * 2 * row * tokens.max().unwrap_or(0) as u64
-}
-
-/// Bytes of the largest single intermediate result, as f32, of the largest offered clip.
-fn largest_activation(manifest: &Manifest) -> u64 {
-    let wan = &manifest.transformer;
-    let bytes = manifest.sizes().map(|size| {
-        let [_, frames, height, width] = manifest.latent_shape(size.width, size.height, size.frames);
-        let tokens = (frames * (height / wan.patch_size[1]) * (width / wan.patch_size[2])) as u64;
-        // Modulation is a row a frame, and what lies between the two layers of a feed-forward comes in tiles.
-        let wide = (4 * tokens * wan.ffn_dim as u64).min(TILE_BYTES as u64);
-        let denoiser = wide.max(4 * tokens * wan.inner_dim() as u64);
-        denoiser.max(4 * largest_in_autoencoder(&manifest.autoencoder, (height * width) as u64))
-    });
-    bytes.max().unwrap_or(0)
-}
-
-/// Values of the autoencoder's largest intermediate result. It works on one frame at a time; `area` is that of a
-/// latent frame.
-fn largest_in_autoencoder(auto: &AutoencoderConfig, area: u64) -> u64 {
-    let (mut largest, mut area) = (0, area);
-    for stage in 0..3 {
-        let width = auto.decoder_channels[stage] as u64;
-        // The blocks see the frame before as well, and growing makes the channels of two frames.
-        largest = largest.max(2 * width * area);
-        area *= if auto.decoder_space_upscale[stage] { 4 } else { 1 };
-        largest = largest.max(width.max(auto.decoder_channels[stage + 1] as u64) * area);
-    }
-    for stage in 0..3 {
-        let frames = if auto.encoder_time_downscale[stage] { 2 } else { 1 };
-        largest = largest.max(frames * auto.encoder_channels[stage] as u64 * area);
-        area /= 4;
-        largest = largest.max(2 * auto.encoder_channels[stage + 1] as u64 * area);
-    }
-    largest
 }
 
 fn cannot(what: &str, path: &Path, error: &std::io::Error) -> Error {

@@ -11,11 +11,12 @@ use serde::Serialize;
 use wasm_bindgen::prelude::*;
 use wasm_bindgen_futures::JsFuture;
 
-use crate::engine::{DeviceChoice, Engine, GenerateRequest, Loading, PackFile};
+use crate::engine::{self, DeviceChoice, Engine, GenerateRequest, Loading, PackFile};
 use crate::error::{Error, Result};
 use crate::generation::Generation;
 use crate::model::layout::Part;
 use crate::model::manifest::{Manifest, ShardInfo};
+use crate::model::plan::{Bytes, MemoryPlan};
 use crate::model::reader::ShardSource;
 use crate::model::shards::verify_file;
 use crate::selftest;
@@ -129,6 +130,36 @@ struct Checked {
     tokens: usize,
     unknown_words: Vec<String>,
     packed: bool,
+    plan: Plan,
+}
+
+/// What a page shows of a memory plan, in bytes.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Plan {
+    width: u32,
+    height: u32,
+    frames: u32,
+    download: Bytes,
+    memory: Bytes,
+    engine: Bytes,
+    gpu: Bytes,
+    largest_buffer: Bytes,
+}
+
+impl Plan {
+    fn of(plan: &MemoryPlan) -> Self {
+        Self {
+            width: plan.width,
+            height: plan.height,
+            frames: plan.frames,
+            download: plan.download_bytes,
+            memory: plan.in_page(),
+            engine: plan.peak.host,
+            gpu: plan.peak.gpu,
+            largest_buffer: plan.largest_buffer,
+        }
+    }
 }
 
 enum State {
@@ -269,7 +300,8 @@ impl WebEngine {
         to_js(&Report { checks })
     }
 
-    /// Checks a request without running it; works before the shards are there.
+    /// Checks a request without running it; works before the shards are there: `{tokens, unknownWords, packed, plan}`,
+    /// where the plan says what the clip will need.
     pub fn check(&self, request: JsValue) -> Result<JsValue, JsValue> {
         let request: GenerateRequest = from_js(request, "the request")?;
         let checked = match &*self.state.borrow() {
@@ -278,7 +310,8 @@ impl WebEngine {
             State::Failed => Err(Error::InvalidRequest("the model could not be built".into())),
         };
         let checked = checked.map_err(thrown)?;
-        to_js(&Checked { tokens: checked.tokens, unknown_words: checked.unknown_words, packed: checked.packed })
+        let engine::Checked { tokens, unknown_words, packed, ref plan, .. } = checked;
+        to_js(&Checked { tokens, unknown_words, packed, plan: Plan::of(plan) })
     }
 
     /// Encodes the prompt and draws the noise.

@@ -65,7 +65,11 @@ impl WeightStore {
     /// Adds a verified tensor.
     pub fn insert(&mut self, raw: RawTensor) {
         let name = raw.name.clone();
-        let stored = if is_linear_weight(&raw) { Stored::linear(&self.compute, raw) } else { Stored::Host(raw) };
+        let stored = if is_linear_weight(&raw.name, &raw.shape) {
+            Stored::linear(&self.compute, raw)
+        } else {
+            Stored::Host(raw)
+        };
         self.tensors.insert(name, stored);
     }
 
@@ -117,12 +121,12 @@ impl WeightStore {
 }
 
 /// Matrices of the two transformers, except the tables that are looked up row by row on the host.
-fn is_linear_weight(raw: &RawTensor) -> bool {
-    raw.shape.len() >= 2
-        && raw.name.ends_with(".weight")
-        && !raw.name.starts_with("autoencoder.")
-        && !raw.name.ends_with("shared.weight")
-        && !raw.name.ends_with("relative_attention_bias.weight")
+pub(crate) fn is_linear_weight(name: &str, shape: &[usize]) -> bool {
+    shape.len() >= 2
+        && name.ends_with(".weight")
+        && !name.starts_with("autoencoder.")
+        && !name.ends_with("shared.weight")
+        && !name.ends_with("relative_attention_bias.weight")
 }
 
 fn to_device(compute: &Compute, raw: RawTensor) -> DeviceWeight {

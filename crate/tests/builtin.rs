@@ -11,8 +11,9 @@ use std::sync::Mutex;
 use common::{TempDir, floats, goldens, psnr, root};
 use kinora::engine::{DeviceChoice, Engine, GenerateRequest, wait};
 use kinora::model::manifest::{DType, Manifest};
+use kinora::model::plan::{ClipNeeds, MemoryPlan, PlanRequest, Target, TextWeights};
 use kinora::model::shards::ShardAssembler;
-use kinora::pack::{Export, PackOptions, pack};
+use kinora::pack::{Export, PackOptions, pack, read_manifest};
 use kinora::selftest::relative_error;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
@@ -218,4 +219,24 @@ fn the_object_has_the_colour_that_the_prompt_names() {
         assert!(red[0] > 10 * (blue[0] + 50), "red prompt {red:?}, blue prompt {blue:?}");
         assert!(blue[1] > 10 * (red[1] + 50), "red prompt {red:?}, blue prompt {blue:?}");
     }
+}
+
+#[test]
+fn the_manifest_says_what_its_clips_need() {
+    let manifest = read_manifest(&root().join("model-shards")).expect("the built-in model is committed");
+    let text = TextWeights::usual(&manifest);
+    let needs = manifest.sizes().map(|size| {
+        let bytes = |target| {
+            let request = PlanRequest { size, tokens: None, target, text, packed: false, lora_bytes: 0 };
+            MemoryPlan::of(&manifest, &request).expect("a plan").in_page().get()
+        };
+        ClipNeeds {
+            width: size.width,
+            height: size.height,
+            frames: size.frames,
+            cpu_bytes: bytes(Target::Cpu { threads: 1 }),
+            webgpu_bytes: bytes(Target::Gpu),
+        }
+    });
+    assert_eq!(manifest.requires.clips, needs.collect::<Vec<_>>(), "the packer would write the figures on the right");
 }

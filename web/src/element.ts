@@ -10,6 +10,7 @@
  * `statechange`, `progress`, `frame`, `notice`, `result`, `error`.
  */
 import { Client } from './client.js';
+import { newSeed, seedOf, sizeOf, type ClipPlan } from './clip.js';
 import { downloadText } from './download.js';
 import type { Device, EngineInfo, SelfCheck, VideoRequest } from './engine.js';
 import { KinoraError, aborted, toKinoraError, type ErrorCode } from './errors.js';
@@ -102,7 +103,7 @@ export interface KinoraVideoEvents {
 	statechange: CustomEvent<State>;
 	progress: CustomEvent<ProgressDetail>;
 	frame: CustomEvent<FrameDetail>;
-	notice: CustomEvent<{ unknownWords: string[] } | { restarted: true }>;
+	notice: CustomEvent<{ unknownWords: string[] } | { plan: ClipPlan } | { restarted: true }>;
 	result: CustomEvent<VideoResult>;
 	error: CustomEvent<KinoraError>;
 }
@@ -119,24 +120,6 @@ const STYLE = `
 
 /** Failures that a newer manifest may cure: the site can have been updated since this page was opened. */
 const STALE: readonly ErrorCode[] = ['network', 'integrity', 'manifest', 'tensor', 'tokenizer', 'prompt-pack'];
-
-function seedOf(value: string | null): number | undefined {
-	return value === null || value.trim() === '' ? undefined : Number(value);
-}
-
-/** `176x96` or `176x96x17`; what cannot be read becomes 0, which no model makes. */
-export function sizeOf(value: string | null): Partial<ClipSize> {
-	if (value === null || value.trim() === '') {
-		return {};
-	}
-	const number = (part: string) => (/^\s*\d{1,5}\s*$/.test(part) ? Number(part) : 0);
-	const [width = 0, height = 0, frames] = value.split(/[x×]/i).map(number);
-	return frames === undefined ? { width, height } : { width, height, frames };
-}
-
-export function newSeed(): number {
-	return crypto.getRandomValues(new Uint32Array(1))[0] ?? 0;
-}
 
 /** The answer to something that cannot be stopped itself, unless it is no longer wanted. */
 function unlessAborted<Value>(work: Promise<Value>, signal: AbortSignal): Promise<Value> {
@@ -373,8 +356,9 @@ export class KinoraVideo extends HTMLElement {
 			this.#openArguments(device),
 			{ signal, onEvent: ({ loaded, total }) => report('engine', loaded / total) },
 		);
-		// Before the weights: a prompt the model cannot take should not cost a download.
-		const { unknownWords, packed } = await this.#client.call('check', request, { signal });
+		// Before the weights: a prompt the model cannot take should not cost a download, nor a clip the device cannot hold.
+		const { unknownWords, packed, plan } = await this.#client.call('check', request, { signal });
+		this.#emit('notice', { plan });
 		if (unknownWords.length > 0) {
 			this.#emit('notice', { unknownWords });
 		}

@@ -2,6 +2,7 @@
  * The interface of the WebAssembly engine as this page uses it. The generated declarations type most values as `any`;
  * these say what is really in them.
  */
+import type { ClipPlan } from './clip.js';
 
 export type Device = 'webgpu' | 'cpu';
 
@@ -51,6 +52,8 @@ export interface PromptCheck {
 	unknownWords: string[];
 	/** The prompt is in the prompt pack and needs no text encoder. */
 	packed: boolean;
+	/** What the clip will need. */
+	plan: ClipPlan;
 }
 
 export interface StepReport {
@@ -95,6 +98,7 @@ export interface Engine {
 	/** Verifies a shard without taking it; throws `integrity`. */
 	verifyShard(index: number, bytes: Uint8Array): void;
 	selfTest(): Promise<{ checks: SelfCheck[] }>;
+	/** Throws `too-large` for a clip that the device cannot hold. */
 	check(request: VideoRequest): PromptCheck;
 	begin(request: VideoRequest): Promise<Generation>;
 	/** Puts a safetensors file with a LoRA on the device and gives its number; throws `lora`. */

@@ -14,6 +14,7 @@ export const ERROR_CODES = [
 	'unknown-prompt',
 	'pruned-prompt',
 	'unsupported-size',
+	'too-large',
 	'invalid-request',
 	'unsupported-webgpu',
 	'no-adapter',

@@ -5,6 +5,13 @@ export function megabytes(bytes: number): string {
 	return `${value.toLocaleString(undefined, { maximumFractionDigits: value < 10 ? 1 : 0 })} MB`;
 }
 
+/** An amount of memory that is only estimated: two digits. */
+export function aboutMegabytes(bytes: number): string {
+	const value = bytes / 1e6;
+	const [number, unit] = value < 1000 ? [value, 'MB'] : [value / 1000, 'GB'];
+	return `about ${Number(number.toPrecision(2)).toLocaleString()} ${unit}`;
+}
+
 /** A duration that has been measured. */
 export function seconds(milliseconds: number): string {
 	const value = milliseconds / 1000;

@@ -1,9 +1,10 @@
 /** The page around `<kinora-video>`: the form, the progress, the player's buttons and the facts below. */
-import { KinoraVideo, newSeed, sizeOf, type Availability, type KinoraVideoEvents, type ProgressDetail, type VideoResult } from './element.js';
+import { memoryOf, newSeed, sizeOf, type ClipPlan } from './clip.js';
+import { KinoraVideo, type Availability, type KinoraVideoEvents, type ProgressDetail, type VideoResult } from './element.js';
 import { KinoraError, toKinoraError } from './errors.js';
 import { megabytes, quoted, roughly, seconds } from './format.js';
 import type { ClipSize, ModelManifest } from './manifest.js';
-import { ACTIONS, STAGES, consent, deviceNotice, explain, type Action } from './messages.js';
+import { ACTIONS, STAGES, consent, deviceNotice, explain, needs, type Action } from './messages.js';
 
 declare const __ENGINE_BYTES__: number;
 
@@ -92,7 +93,8 @@ function showFailure(error: KinoraError): void {
 	hand(failure, button);
 }
 
-function showAvailability({ manifest, probe, device: used, stored }: Availability): void {
+function showAvailability(available: Availability): void {
+	const { manifest, probe, device: used, stored } = available;
 	const forced = device.value === 'cpu';
 	element('description', HTMLElement).textContent = manifest.description || element('description', HTMLElement).textContent;
 	const clips = manifest.sizes.map(({ width, height, frames }) => `${width} × ${height} for ${seconds((frames / manifest.fps) * 1000)}`);
@@ -102,6 +104,7 @@ function showAvailability({ manifest, probe, device: used, stored }: Availabilit
 	const adapter = probe?.adapter ? ` (${probe.adapter}${probe.software ? ', emulated' : ''})` : '';
 	element('fact-device', HTMLElement).textContent = used === 'webgpu' ? `GPU${adapter}` : `CPU${probe?.problem === undefined && adapter ? `; the GPU${adapter} is slower` : ''}`;
 	put('consent', consent(manifest.totalBytes, __ENGINE_BYTES__, stored));
+	showNeeds(available);
 	put('device-notice', deviceNotice(probe, used, forced));
 	element('delete', HTMLElement).hidden = !stored;
 
@@ -123,6 +126,12 @@ function showAvailability({ manifest, probe, device: used, stored }: Availabilit
 	prompt.placeholder = manifest.examples[0] ?? '';
 	element('vocabulary', HTMLElement).hidden = manifest.vocabulary.length === 0;
 	element('vocabulary-words', HTMLElement).textContent = manifest.vocabulary.join(', ');
+}
+
+/** What the chosen clip needs: by the manifest, or by the engine once that is there. */
+function showNeeds({ manifest, device: used, stored }: Availability, plan?: ClipPlan): void {
+	const chosen = { ...manifest.sizes[0], ...sizeOf(size.value) };
+	put('needs', needs(stored || video.loaded ? 0 : manifest.totalBytes, plan?.memory ?? memoryOf(manifest, chosen, used)));
 }
 
 /** A choice where there is one; what was chosen stays chosen as long as the model offers it. */
@@ -233,8 +242,10 @@ function labelPlay(): void {
 }
 
 async function showKept(): Promise<void> {
-	const { manifest } = await video.availability();
+	const available = await video.availability();
+	const { manifest } = available;
 	put('consent', consent(manifest.totalBytes, __ENGINE_BYTES__, true));
+	showNeeds({ ...available, stored: true });
 	element('fact-download', HTMLElement).textContent = `${megabytes(manifest.totalBytes)}, kept on this device`;
 	element('delete', HTMLElement).hidden = false;
 }
@@ -253,7 +264,10 @@ function listen(): void {
 	element('new-seed', HTMLButtonElement).addEventListener('click', () => {
 		seed.value = String(newSeed());
 	});
-	size.addEventListener('change', () => video.setAttribute('size', size.value));
+	size.addEventListener('change', () => {
+		video.setAttribute('size', size.value);
+		void video.availability().then(showNeeds, () => undefined);
+	});
 	device.addEventListener('change', () => {
 		video.setAttribute('device', device.value);
 		void look();
@@ -273,6 +287,9 @@ function listen(): void {
 		} else if (action === 'edit') {
 			panel(video.result ? player : undefined);
 			prompt.focus();
+		} else if (action === 'size') {
+			panel(video.result ? player : undefined);
+			(size.options.length > 1 ? size : prompt).focus();
 		} else {
 			if (action === 'cpu') {
 				device.value = 'cpu';
@@ -308,6 +325,8 @@ function listen(): void {
 		if ('unknownWords' in detail) {
 			put('words', `The model has never seen ${quoted(detail.unknownWords)} and may draw something else there. The words it knows are listed at the end of the page.`);
 			say(words.textContent ?? '');
+		} else if ('plan' in detail) {
+			void video.availability().then((available) => showNeeds(available, detail.plan), () => undefined);
 		} else {
 			put('words', 'The graphics device was reset. Starting this video again.');
 		}

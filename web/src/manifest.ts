@@ -2,6 +2,7 @@
  * What the page itself needs of `manifest.json`: names, sizes, addresses. The engine checks the whole file; this
  * refuses only what the page could not show or download.
  */
+import type { ClipNeeds } from './clip.js';
 import { KinoraError } from './errors.js';
 
 export interface FileEntry {
@@ -39,6 +40,10 @@ export interface ModelManifest {
 	examples: string[];
 	/** WebGPU features the adapter must offer. */
 	features: string[];
+	/** Bytes of memory that clips need; what is not listed is told by the engine. */
+	needs: ClipNeeds[];
+	/** Bytes of memory that the most demanding clip needs on a GPU; 0 where that is not said. */
+	memoryBytes: number;
 	/** The shards that are fetched before the first clip: all, or without the text encoder's where there is a prompt pack. */
 	firstShards: FileEntry[];
 	/** Bytes to fetch before the first clip: those shards, the tokenizer, the prompt pack. */
@@ -119,6 +124,19 @@ function clipSizes(video: Json): [ClipSize, ...ClipSize[]] {
 	return [first, ...rest];
 }
 
+/** Entries that cannot be read are left out: the figures are only shown, and the engine has its own. */
+function clipNeeds(requires: Json): ClipNeeds[] {
+	return ('clips' in requires ? list(requires, 'clips') : []).flatMap((value) => {
+		const entry = (value ?? {}) as Json;
+		const numbers = ['width', 'height', 'frames', 'cpu_bytes', 'webgpu_bytes'].map((key) => entry[key]);
+		if (!numbers.every((number): number is number => Number.isSafeInteger(number) && Number(number) > 0)) {
+			return [];
+		}
+		const [width = 0, height = 0, frames = 0, cpu = 0, webgpu = 0] = numbers;
+		return [{ width, height, frames, cpu, webgpu }];
+	});
+}
+
 /** Indices of the shards that hold tensors other than the text encoder's, and the bytes of the text encoder's tensors. */
 function withoutEncoder(tensors: Json): { shards: Set<number>; encoderBytes: number } {
 	const shards = new Set<number>();
@@ -179,6 +197,8 @@ export function parseManifest(json: string): ModelManifest {
 		vocabulary: strings('vocabulary' in manifest ? list(manifest, 'vocabulary') : []),
 		examples: strings('examples' in manifest ? list(manifest, 'examples') : []),
 		features: strings('features' in requires ? list(requires, 'features') : []),
+		needs: clipNeeds(requires),
+		memoryBytes: Number.isSafeInteger(requires['memory_bytes']) ? Number(requires['memory_bytes']) : 0,
 		totalBytes: firstShards.reduce((sum, shard) => sum + shard.bytes, (encoderHosted ? tokenizer.bytes : 0) + (promptPack?.bytes ?? 0)),
 	};
 }

@@ -1,7 +1,7 @@
 /** Every sentence a visitor reads about the course of a run, its stages and its failures. */
 import type { Device } from './engine.js';
 import type { ErrorCode, KinoraError } from './errors.js';
-import { megabytes } from './format.js';
+import { aboutMegabytes, megabytes } from './format.js';
 import type { ProbeReport } from './probe.js';
 import type { Stage } from './progress.js';
 
@@ -17,12 +17,13 @@ export const STAGES: Readonly<Record<Stage, string>> = {
 };
 
 /** What a click can do about an error. */
-export type Action = 'retry' | 'cpu' | 'edit' | 'reload';
+export type Action = 'retry' | 'cpu' | 'edit' | 'size' | 'reload';
 
 export const ACTIONS: Readonly<Record<Action, string>> = {
 	retry: 'Try again',
 	cpu: 'Use the CPU instead',
 	edit: 'Change the prompt',
+	size: 'Change the size',
 	reload: 'Reload the page',
 };
 
@@ -69,6 +70,10 @@ export function explain(error: KinoraError, device: Device): Explanation {
 		// The engine's sentence names the prompts there are, or the words that are not there.
 		return { text: error.message, action: 'edit' };
 	}
+	if (error.code === 'too-large') {
+		// The engine's sentence says what is needed, what there is, and which clip would do.
+		return { text: error.message, action: error.message.includes('No other clip') && device === 'webgpu' ? 'cpu' : 'size' };
+	}
 	const fixed = FIXED[error.code];
 	if (fixed === undefined) {
 		return { text: `${error.message} Try again.`, action: 'retry' };
@@ -98,6 +103,20 @@ export function deviceNotice(report: ProbeReport | undefined, device: Device, fo
 		case undefined:
 			return `The graphics adapter here is only emulated, so the CPU will do the work. ${CPU_COST}`;
 	}
+}
+
+/**
+ * What a clip needs, before anything is downloaded.
+ *
+ * @param download bytes of the model that are not on this device
+ * @param memory bytes, undefined where they are not known yet
+ */
+export function needs(download: number, memory: number | undefined): string | undefined {
+	const parts = [
+		...(download > 0 ? [`${megabytes(download)} to download`] : []),
+		...(memory === undefined ? [] : [`${aboutMegabytes(memory)} of memory`]),
+	];
+	return parts.length === 0 ? undefined : `This clip needs ${parts.join(' and ')}.`;
 }
 
 /** @param engine bytes of the engine at most; the browser's own cache decides how long it is kept */

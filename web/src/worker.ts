@@ -189,8 +189,8 @@ const handlers: Handlers = {
 	},
 
 	async check(input) {
-		const { tokens, unknownWords, packed } = current().engine.check(input);
-		return { tokens, unknownWords: [...unknownWords], packed };
+		const { tokens, unknownWords, packed, plan } = current().engine.check(input);
+		return { tokens, unknownWords: [...unknownWords], packed, plan };
 	},
 
 	async load(input, emit, signal) {

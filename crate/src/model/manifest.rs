@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 use crate::error::{Error, Result};
 use crate::model::cache::CacheFormat;
 use crate::model::layout::Part;
+use crate::model::plan::ClipNeeds;
 use crate::model::shards::hex;
 use crate::model::validate;
 
@@ -320,6 +321,9 @@ pub struct Requirements {
     /// Estimate of the memory in use at the peak, in bytes.
     #[serde(default)]
     pub memory_bytes: u64,
+    /// Memory by clip, for a page that has not fetched the engine yet; the packer computes it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub clips: Vec<ClipNeeds>,
 }
 
 /// A file that is fetched whole.

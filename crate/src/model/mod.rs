@@ -5,6 +5,7 @@ pub(crate) mod floats;
 pub mod layout;
 pub mod manifest;
 pub(crate) mod names;
+pub mod plan;
 pub mod quant;
 pub mod reader;
 pub mod shards;

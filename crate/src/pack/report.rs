@@ -10,6 +10,7 @@ use crate::directory::encoder_files;
 use crate::error::{Error, Result};
 use crate::model::layout::Part;
 use crate::model::manifest::{ClipSize, DType, FileInfo, MAX_MANIFEST_BYTES, Manifest, Requirements};
+use crate::model::plan::{Bytes, ClipNeeds};
 use crate::model::shards::{ShardAssembler, verify_file};
 use crate::pack::MANIFEST_FILE;
 use crate::text::prompts::PromptPack;
@@ -212,41 +213,37 @@ pub fn inspect(folder: &Path) -> Result<Summary> {
     Ok(Summary::of(&read_manifest(folder)?))
 }
 
-/// Bytes for people.
-struct Size(u64);
-
-impl fmt::Display for Size {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text = match self.0 {
-            bytes if bytes < 1 << 10 => format!("{bytes} B"),
-            bytes if bytes < 1 << 20 => format!("{:.1} KiB", bytes as f64 / 1024.0),
-            bytes => format!("{:.2} MiB", bytes as f64 / 1_048_576.0),
-        };
-        f.pad(&text)
-    }
-}
-
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{} ({}), {}", self.title, self.name, self.license)?;
         let clips: Vec<String> = self.clips.iter().map(ToString::to_string).collect();
         writeln!(f, "clips: {} at {} frames per second, {} steps", clips.join(", "), self.fps, self.steps)?;
-        writeln!(f, "to fetch: {}, shards: {}", Size(self.total_bytes), self.shards.len())?;
+        writeln!(f, "to fetch: {}, shards: {}", Bytes::new(self.total_bytes), self.shards.len())?;
         let needs = &self.requires;
-        writeln!(f, "memory: about {}; largest buffer {}", Size(needs.memory_bytes), Size(needs.max_buffer_size))?;
+        writeln!(
+            f,
+            "memory: about {}; largest buffer {}",
+            Bytes::new(needs.memory_bytes),
+            Bytes::new(needs.max_buffer_size)
+        )?;
+        for &ClipNeeds { width, height, frames, cpu_bytes, webgpu_bytes } in &needs.clips {
+            let (cpu, gpu) = (Bytes::new(cpu_bytes), Bytes::new(webgpu_bytes));
+            let clip = ClipSize { width, height, frames };
+            writeln!(f, "in a page, {clip}: about {cpu} on the CPU, {gpu} with WebGPU")?;
+        }
         writeln!(f, "\n{:<14}{:>8}{:>14}{:>14}", "part", "tensors", "parameters", "size")?;
         for row in &self.parts {
             let part = row.part.to_string();
-            writeln!(f, "{part:<14}{:>8}{:>14}{:>14}", row.tensors, row.parameters, Size(row.bytes))?;
+            writeln!(f, "{part:<14}{:>8}{:>14}{:>14}", row.tensors, row.parameters, Bytes::new(row.bytes))?;
         }
         writeln!(f, "\n{:<14}{:>8}{:>14}{:>14}", "format", "tensors", "parameters", "size")?;
         for row in &self.formats {
             let dtype = row.dtype.to_string();
-            writeln!(f, "{dtype:<14}{:>8}{:>14}{:>14}", row.tensors, row.parameters, Size(row.bytes))?;
+            writeln!(f, "{dtype:<14}{:>8}{:>14}{:>14}", row.tensors, row.parameters, Bytes::new(row.bytes))?;
         }
         writeln!(f, "\n{:<40}{:>8}{:>14}", "shard", "tensors", "size")?;
         for row in &self.shards {
-            writeln!(f, "{:<40}{:>8}{:>14}", row.path, row.tensors, Size(row.bytes))?;
+            writeln!(f, "{:<40}{:>8}{:>14}", row.path, row.tensors, Bytes::new(row.bytes))?;
         }
         Ok(())
     }
@@ -256,7 +253,7 @@ impl fmt::Display for Verification {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for file in &self.files {
             match &file.problem {
-                None => writeln!(f, "ok    {} ({})", file.path, Size(file.bytes))?,
+                None => writeln!(f, "ok    {} ({})", file.path, Bytes::new(file.bytes))?,
                 Some(problem) => writeln!(f, "WRONG {}: {problem}", file.path)?,
             }
         }

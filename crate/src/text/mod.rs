@@ -7,6 +7,7 @@ pub mod umt5;
 
 use crate::compute::Compute;
 use crate::error::{Error, Result};
+use crate::model::plan::TextWeights;
 use crate::model::reader::ShardSource;
 
 /// What is to become of a model's text encoder.
@@ -17,6 +18,17 @@ pub enum TextPlan {
     Streamed(Box<dyn ShardSource>),
     /// Left out: only prompts of a prompt pack can be made.
     Absent,
+}
+
+impl TextPlan {
+    /// Where the weights will be.
+    pub fn weights(&self) -> TextWeights {
+        match self {
+            Self::Resident => TextWeights::Resident,
+            Self::Streamed(_) => TextWeights::Streamed,
+            Self::Absent => TextWeights::Absent,
+        }
+    }
 }
 
 /// A text encoder, wherever its weights are.
@@ -33,6 +45,15 @@ impl TextEncoder {
     /// Whether there is one.
     pub fn is_there(&self) -> bool {
         !matches!(self, Self::Absent)
+    }
+
+    /// Where its weights are.
+    pub fn weights(&self) -> TextWeights {
+        match self {
+            Self::Resident(_) => TextWeights::Resident,
+            Self::Streamed(_) => TextWeights::Streamed,
+            Self::Absent => TextWeights::Absent,
+        }
     }
 
     /// Token ids (end mark included) -> embeddings `[tokens, d_model]`.

@@ -18,7 +18,7 @@ pub(crate) const TABLE: &str = "text_encoder.shared.weight";
 pub(super) const FINAL_NORM: &str = "text_encoder.encoder.final_layer_norm.weight";
 
 /// What the names of a layer's tensors start with.
-pub(super) fn layer_prefix(index: usize) -> String {
+pub(crate) fn layer_prefix(index: usize) -> String {
     format!("text_encoder.encoder.block.{index}.")
 }
 

@@ -66,6 +66,8 @@ impl Rows {
         match (past, later) {
             (Some(Self::Float(past)), Self::Float(later)) => Self::Float(without(vec![past, later], gone)),
             (Some(Self::Host(mut past)), Self::Host(later)) => {
+                // Exactly: a vector that grows by itself would take twice what it holds.
+                past.reserve_exact(later.len());
                 past.extend(later);
                 past.drain(words);
                 Self::Host(past)

@@ -133,6 +133,11 @@ fn the_family_has_the_published_numbers_of_parameters_and_bytes() {
     // What a device must offer is a tile of the feed-forward of 416x240x49, half of what every WebGPU device binds.
     assert_eq!(q4.requires.max_buffer_size, TILE_BYTES as u64);
     assert_eq!(q4.requires.max_storage_buffer_binding_size, TILE_BYTES as u64);
+    // Packed weights and what a clip takes beside them stay below what a wasm memory and most adapters have.
+    let [clip, ..] = q4.requires.clips[..] else { panic!("no figures for {:?}", q4.clips) };
+    println!("in q4: {:?}", q4.requires.clips);
+    assert!(clip.cpu_bytes > part(&q4, Part::Transformer).bytes && clip.cpu_bytes < 4 << 30, "{clip:?}");
+    assert!(clip.webgpu_bytes > part(&q4, Part::Transformer).bytes && clip.webgpu_bytes < 4 << 30, "{clip:?}");
     // A tensor that fits into a shard is not split, which takes more shards than the bytes alone would.
     assert!(q4.shards.len() as u64 <= q4.total_bytes.div_ceil(16 << 20) * 130 / 100, "{}", q4.shards.len());
     assert!(q4.shards.iter().all(|shard| shard.bytes <= 16 << 20));

@@ -1,0 +1,67 @@
+//! Whether a clip fits, and which other one would.
+
+use crate::error::{Error, Result};
+use crate::model::manifest::{ClipSize, Manifest};
+use crate::model::plan::bytes::Bytes;
+use crate::model::plan::{MemoryPlan, PlanRequest};
+
+/// What there is at most, in bytes; `None` for what is not known or has no end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Limits {
+    /// Host and GPU memory together.
+    #[serde(default)]
+    pub memory: Option<u64>,
+    /// Host memory; a wasm engine has 4 GiB.
+    #[serde(default)]
+    pub host: Option<u64>,
+    /// One buffer of the GPU: the smaller of WebGPU's `maxBufferSize` and `maxStorageBufferBindingSize`, since every
+    /// buffer of ours is bound whole.
+    #[serde(default)]
+    pub buffer: Option<u64>,
+}
+
+impl MemoryPlan {
+    /// Why the clip does not fit, as the first half of a sentence; `None` where it does.
+    pub fn excess(&self, limits: &Limits) -> Option<String> {
+        let beyond = |needed: Bytes, limit: Option<u64>| limit.filter(|&limit| needed.get() > limit).map(Bytes::new);
+        if let Some(limit) = beyond(self.largest_buffer, limits.buffer) {
+            let needed = self.largest_buffer;
+            return Some(format!("it needs a buffer of {needed} and this graphics device has {limit} at most"));
+        }
+        if let Some(limit) = beyond(self.peak.host, limits.host) {
+            let needed = self.peak.host;
+            return Some(format!("it needs {needed} of the engine's memory, which ends at {limit}"));
+        }
+        let limit = beyond(self.total(), limits.memory)?;
+        Some(format!("it needs {} of memory and there are {limit}", self.total()))
+    }
+
+    /// The plan of a clip that fits.
+    ///
+    /// # Errors
+    /// [`Error::UnsupportedSize`], and [`Error::TooLarge`] with the largest offered clip that fits.
+    pub fn within(manifest: &Manifest, request: &PlanRequest, limits: &Limits) -> Result<Self> {
+        let plan = Self::of(manifest, request)?;
+        match plan.excess(limits) {
+            None => Ok(plan),
+            Some(reason) => Err(Error::TooLarge {
+                clip: request.size.to_string(),
+                reason,
+                suggestion: match largest(manifest, request, limits) {
+                    Some(size) => format!("Choose {size}"),
+                    None => "No other clip of this model fits; choose a smaller model or another device".into(),
+                },
+            }),
+        }
+    }
+}
+
+/// The offered clip with the most pixels over all frames that fits.
+fn largest(manifest: &Manifest, request: &PlanRequest, limits: &Limits) -> Option<ClipSize> {
+    let fits = |&size: &ClipSize| {
+        MemoryPlan::of(manifest, &PlanRequest { size, ..*request }).is_ok_and(|plan| plan.excess(limits).is_none())
+    };
+    let volume = |size: &ClipSize| u64::from(size.width) * u64::from(size.height) * u64::from(size.frames);
+    manifest.sizes().filter(fits).max_by_key(volume)
+}

@@ -1,0 +1,367 @@
+//! What a clip will need, told from the manifest alone: bytes to fetch, and memory by stage. Pure arithmetic in `u64`;
+//! no device is opened and no file but the manifest is read.
+//!
+//! | figure | formula, in bytes | follows |
+//! |---|---|---|
+//! | download | tensors by part, the rest of their shards, tokenizer, prompt pack | `loader.ts`, `directory.rs` |
+//! | weights | stored where they stay packed, else 4 a value | `weights.rs`, `ops.rs` |
+//! | streamed encoder | layer being read + layer that runs (GPU) + one shard | `text/stream.rs` |
+//! | keys and values of the prompt | 8 * layers * max_tokens * width, twice where guided | `wan.rs`, `text_context` |
+//! | key and value cache | 2 * row * layers * tokens a frame * min(sink + window, frames before) | `denoise/cache` |
+//! | latents | 4 * channels * frames * height * width for each copy | `engine.rs`, `generation.rs` |
+//! | denoiser at work | the most that a walk through one block holds | `wan.rs`, `ops.rs`, `kernels` |
+//! | decoder at work | the most that a walk through its layers holds, and the pictures made of it | `taehv.rs` |
+//!
+//! A row of the cache is a token's key or value in one block, in the words of
+//! [`CacheLayout`](crate::model::cache::CacheLayout).
+//!
+//! A walk repeats the operations of a model in their order and holds as many bytes for each tensor as the device would
+//! ([`bytes`]); what an operation needs besides is in [`ops`]. So a change to the order of a model's operations, or to
+//! what a device does for one of them, has to be repeated here. `tests/memory.rs` measures whether it was.
+//!
+//! On a GPU the allocator keeps what it was given, so each stage has at least the GPU memory of the stages before it.
+
+mod autoencoder;
+mod bytes;
+mod denoiser;
+mod limits;
+mod needs;
+mod ops;
+mod table;
+mod text;
+mod weights;
+
+use std::iter::Sum;
+use std::ops::Add;
+
+use serde::Serialize;
+
+pub use bytes::Bytes;
+pub use limits::Limits;
+pub use needs::ClipNeeds;
+pub(crate) use needs::ModelNeeds;
+
+use crate::error::Result;
+use crate::model::layout::Part;
+use crate::model::manifest::{ClipSize, Manifest};
+use weights::Weights;
+
+/// What a model costs in host memory for each tensor and shard that its manifest lists, and for its tokenizer, beside
+/// their bytes: names, numbers and tables as they are held after reading.
+const MANIFEST_ENTRY: u64 = 1024;
+const TOKENIZER_FACTOR: u64 = 12;
+/// What a tokenizer of any size takes: its cache is made whole at once, for ten thousand words.
+const TOKENIZER: u64 = 1 << 20;
+/// A GPU's buffers are pages of one tensor each, and a tensor may get a larger one: this share more, in eighths.
+const GPU_PAGES_EIGHTHS: u64 = 1;
+
+/// What computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Target {
+    /// The processor, with so many threads; a browser has one.
+    Cpu {
+        /// Threads.
+        threads: u64,
+    },
+    /// WebGPU in a browser, wgpu natively.
+    Gpu,
+}
+
+impl Target {
+    fn threads(self) -> u64 {
+        match self {
+            Self::Cpu { threads } => threads.max(1),
+            Self::Gpu => 1,
+        }
+    }
+}
+
+/// Where the text encoder's weights are, as in [`TextPlan`](crate::text::TextPlan).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TextWeights {
+    /// Loaded with the rest.
+    Resident,
+    /// Read from storage layer by layer.
+    Streamed,
+    /// Nowhere.
+    Absent,
+}
+
+/// Text encoders from this size on are read layer by layer: they would not fit beside the rest of a model. `worker.ts`
+/// has the same number.
+const STREAMED_FROM: u64 = 512 << 20;
+
+impl TextWeights {
+    /// What a page does where it is not told otherwise.
+    pub fn usual(manifest: &Manifest) -> Self {
+        let tensors = manifest.tensors.iter().filter(|(name, _)| Part::of(name) == Some(Part::TextEncoder));
+        let bytes: u64 = tensors.map(|(_, info)| info.bytes()).sum();
+        if !manifest.text_encoder.hosted {
+            Self::Absent
+        } else if manifest.prompt_pack.is_some() || bytes >= STREAMED_FROM {
+            Self::Streamed
+        } else {
+            Self::Resident
+        }
+    }
+}
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlanRequest {
+    /// A clip that the model offers, see [`Manifest::find_size`].
+    pub size: ClipSize,
+    /// Tokens of the prompt, the end mark included; `None` for as many as the model takes.
+    pub tokens: Option<u64>,
+    /// What computes.
+    pub target: Target,
+    /// What becomes of the text encoder.
+    pub text: TextWeights,
+    /// The prompt is in a prompt pack, so that the text encoder has nothing to do.
+    pub packed: bool,
+    /// Bytes of all LoRA files together.
+    pub lora_bytes: u64,
+}
+
+/// Bytes in host memory (in a browser that of the wasm engine) and on the GPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Both {
+    /// Host memory.
+    pub host: Bytes,
+    /// GPU memory; 0 on the CPU.
+    pub gpu: Bytes,
+}
+
+impl Both {
+    fn host(bytes: Bytes) -> Self {
+        Self { host: bytes, gpu: Bytes::default() }
+    }
+
+    /// Where the tensors of a device are.
+    fn on(target: Target, bytes: Bytes) -> Self {
+        if target == Target::Gpu { Self { host: Bytes::default(), gpu: bytes } } else { Self::host(bytes) }
+    }
+
+    /// Both together.
+    pub fn total(self) -> Bytes {
+        self.host + self.gpu
+    }
+}
+
+impl Add for Both {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { host: self.host + other.host, gpu: self.gpu + other.gpu }
+    }
+}
+
+impl Sum for Both {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), Add::add)
+    }
+}
+
+/// Bytes of something that is fetched.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Row {
+    /// What it is.
+    pub what: String,
+    /// Bytes.
+    pub bytes: Bytes,
+}
+
+impl Row {
+    fn of(what: &str, bytes: Bytes) -> Self {
+        Self { what: what.into(), bytes }
+    }
+}
+
+/// Something that takes memory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Item {
+    /// What it is.
+    pub what: String,
+    /// Its bytes.
+    #[serde(flatten)]
+    pub bytes: Both,
+}
+
+impl Item {
+    fn of(what: &str, bytes: Both) -> Self {
+        Self { what: what.into(), bytes }
+    }
+}
+
+/// A stage of making a clip and everything that is in memory at its fullest moment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Stage {
+    /// `load`, `text`, `prompt`, `denoise` or `decode`.
+    pub name: &'static str,
+    /// What is there, the weights first.
+    pub items: Vec<Item>,
+    /// Sum of the items.
+    pub peak: Both,
+}
+
+/// What a clip will need. `Display` gives a table for people.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct MemoryPlan {
+    /// Width in pixels.
+    pub width: u32,
+    /// Height in pixels.
+    pub height: u32,
+    /// Number of frames.
+    pub frames: u32,
+    /// Tokens of the prompt that are counted with.
+    pub tokens: u64,
+    /// What computes.
+    pub target: Target,
+    /// What is fetched before the first clip.
+    pub download: Vec<Row>,
+    /// Sum of the downloads.
+    pub download_bytes: Bytes,
+    /// What stays in memory between clips.
+    pub resident: Vec<Item>,
+    /// Stages in their order.
+    pub stages: Vec<Stage>,
+    /// The most host memory and the most GPU memory of any stage.
+    pub peak: Both,
+    /// The longest piece of memory that a GPU has to give and bind at once; 0 on the CPU.
+    pub largest_buffer: Bytes,
+    /// Frames that a page keeps for its player, outside the engine.
+    pub page: Bytes,
+}
+
+impl MemoryPlan {
+    /// What a clip of this model will need.
+    ///
+    /// # Errors
+    /// [`Error::UnsupportedSize`](crate::error::Error::UnsupportedSize) for a clip that the model does not offer.
+    pub fn of(manifest: &Manifest, request: &PlanRequest) -> Result<Self> {
+        let ClipSize { width, height, frames } = request.size;
+        let size = manifest.find_size(Some(width), Some(height), Some(frames))?;
+        let PlanRequest { target, text, packed, lora_bytes, .. } = *request;
+        let most = manifest.text_encoder.max_tokens as u64;
+        let tokens = request.tokens.unwrap_or(most).clamp(1, most);
+        let weights = Weights::new(manifest, target, text);
+        let encoding =
+            (text != TextWeights::Absent && !packed).then(|| text::encoding(manifest, &weights, text, tokens, target));
+        let denoising = denoiser::denoising(manifest, &weights, size, target, lora_bytes > 0);
+        let decoding = autoencoder::decoding(manifest, size, target);
+
+        let resident = resident(manifest, &weights, request);
+        let [prompt, cache, latents] = denoising.staying(target).map(|(what, bytes)| Item::of(what, bytes));
+        let mut stages = Stages { resident: &resident, gpu: Bytes::default(), stages: Vec::new() };
+        stages.load(&weights, lora_bytes);
+        if let Some(encoding) = &encoding {
+            let layers = Item::of("layers of the text encoder", encoding.layers);
+            stages.add("text", vec![layers, Item::of("text encoder at work", encoding.values)]);
+        }
+        let rows = manifest.guided() as u64 + 1;
+        let embeddings = Bytes::f32s(&[2 * rows, most, manifest.text_encoder.d_model as u64]);
+        let embeddings = Item::of("embeddings", Both::host(embeddings));
+        stages.add("prompt", vec![embeddings, Item::of("denoiser at work", Both::on(target, denoising.text_work))]);
+        let state = Item::of(
+            "decoder between chunks",
+            Both::on(target, if denoising.chunked { decoding.state } else { Bytes::default() }),
+        );
+        let work = Item::of("denoiser at work", Both::on(target, denoising.work));
+        stages.add("denoise", vec![prompt.clone(), cache.clone(), latents.clone(), state.clone(), work]);
+        stages.add("decode", vec![prompt, cache, latents, state, Item::of("decoder at work", decoding.work)]);
+        let stages = stages.stages;
+
+        let largest = denoising.largest.max(decoding.largest).max(weights.largest_on_gpu());
+        let largest = encoding.map_or(largest, |encoding| largest.max(encoding.largest));
+        let on_gpu = target == Target::Gpu;
+        let download = weights::download(manifest, text, packed);
+        Ok(Self {
+            width,
+            height,
+            frames,
+            tokens,
+            target,
+            download_bytes: download.iter().map(|row| row.bytes).sum(),
+            download,
+            peak: Both {
+                host: stages.iter().map(|stage| stage.peak.host).max().unwrap_or_default(),
+                gpu: stages.iter().map(|stage| stage.peak.gpu).max().unwrap_or_default(),
+            },
+            resident,
+            stages,
+            largest_buffer: if on_gpu { largest } else { Bytes::default() },
+            page: Bytes::new(4) * u64::from(width) * u64::from(height) * u64::from(frames),
+        })
+    }
+
+    /// The most memory that any stage takes, host and GPU together.
+    pub fn total(&self) -> Bytes {
+        self.stages.iter().map(|stage| stage.peak.total()).max().unwrap_or_default()
+    }
+
+    /// The most memory that a page takes: the engine, and the frames that the page keeps.
+    pub fn in_page(&self) -> Bytes {
+        self.total() + self.page
+    }
+}
+
+/// What stays in memory as long as the model does.
+fn resident(manifest: &Manifest, weights: &Weights<'_>, request: &PlanRequest) -> Vec<Item> {
+    let parts = [Part::TextEncoder, Part::Transformer, Part::Decoder, Part::Encoder];
+    let mut items: Vec<Item> =
+        parts.into_iter().map(|part| Item::of(&part.to_string(), weights.resident(part))).collect();
+    // Half precision becomes single on the CPU; bfloat16 does everywhere.
+    items.push(Item::of("LoRA", Both::on(request.target, Bytes::new(request.lora_bytes) * 2)));
+    let entries = weights.entries();
+    let tokenizer = match request.text {
+        TextWeights::Absent => Bytes::default(),
+        _ => Bytes::new(manifest.text_encoder.tokenizer.bytes) * TOKENIZER_FACTOR + Bytes::new(TOKENIZER),
+    };
+    let pack = manifest.prompt_pack.as_ref().map_or(0, |pack| pack.bytes);
+    let files = Bytes::new(entries) * MANIFEST_ENTRY + tokenizer + Bytes::new(pack);
+    items.push(Item::of("manifest and tokenizer", Both::host(files)));
+    items.retain(|item| item.bytes != Both::default());
+    items
+}
+
+/// Stages as they are collected.
+struct Stages<'a> {
+    resident: &'a [Item],
+    /// GPU memory beside the resident that the allocator has by now.
+    gpu: Bytes,
+    stages: Vec<Stage>,
+}
+
+impl Stages<'_> {
+    /// Shards arrive, the models are built, and LoRA files are put beside them.
+    fn load(&mut self, weights: &Weights<'_>, lora_bytes: u64) {
+        let files = self.resident.last().cloned();
+        // The manifest's text, and the lists of what is missing, which go with the last shard.
+        let lists = Bytes::new(weights.entries()) * (2 * MANIFEST_ENTRY);
+        let mut items = vec![Item::of("weights on their way", weights.loading() + Both::host(lists))];
+        items.extend(files);
+        items.push(Item::of("LoRA on its way", Both::host(Bytes::new(lora_bytes) * 4)));
+        self.push("load", items);
+    }
+
+    /// A stage with the resident weights and something more.
+    fn add(&mut self, name: &'static str, more: Vec<Item>) {
+        let own: Bytes = more.iter().map(|item| item.bytes.gpu).sum();
+        let kept = Bytes::new(self.gpu.get().saturating_sub(own.get()));
+        self.gpu = self.gpu.max(own);
+        let mut items = self.resident.to_vec();
+        items.extend(more);
+        items.push(Item::of("kept by the GPU's allocator", Both { host: Bytes::default(), gpu: kept }));
+        self.push(name, items);
+    }
+
+    fn push(&mut self, name: &'static str, mut items: Vec<Item>) {
+        let gpu: u64 = items.iter().map(|item| item.bytes.gpu.get()).sum();
+        let pages = Bytes::new(gpu / 8 * GPU_PAGES_EIGHTHS);
+        items.push(Item::of("rounding up to the GPU's pages", Both { host: Bytes::default(), gpu: pages }));
+        items.retain(|item| item.bytes != Both::default());
+        self.stages.push(Stage { name, peak: items.iter().map(|item| item.bytes).sum(), items });
+    }
+}

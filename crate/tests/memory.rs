@@ -1,0 +1,194 @@
+//! The memory plan against what is really taken, on the CPU: an upper bound in every stage, and not far above.
+//!
+//! A file of its own, because it counts every allocation of the program; and one test, because two would count each
+//! other's.
+
+mod common;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use common::{TempDir, goldens, root};
+use kinora::engine::{DeviceChoice, Engine, GenerateRequest, wait};
+use kinora::model::manifest::{ClipSize, DType};
+use kinora::model::plan::{MemoryPlan, PlanRequest, Target, TextWeights};
+use kinora::pack::{Export, PackOptions, pack, read_manifest};
+use serde_json::{Value, json};
+
+/// The system's allocator, counted.
+struct Counting;
+
+static NOW: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+fn add(bytes: usize) {
+    PEAK.fetch_max(NOW.fetch_add(bytes, Relaxed) + bytes, Relaxed);
+}
+
+// SAFETY: hands everything to the system's allocator as it is.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        add(layout.size());
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        add(layout.size());
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        NOW.fetch_sub(layout.size(), Relaxed);
+        // SAFETY: the caller's promise.
+        unsafe { System.dealloc(memory, layout) }
+    }
+
+    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        // As where a piece cannot grow in its place: both are there for a moment.
+        add(size);
+        NOW.fetch_sub(layout.size(), Relaxed);
+        // SAFETY: the caller's promise.
+        unsafe { System.realloc(memory, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// The most bytes above `base` during some work.
+fn most<T>(base: usize, work: impl FnOnce() -> T) -> (T, u64) {
+    PEAK.store(NOW.load(Relaxed), Relaxed);
+    let result = work();
+    (result, PEAK.load(Relaxed).saturating_sub(base) as u64)
+}
+
+/// The tiny model with changes.
+fn tiny(format: DType, change: impl FnOnce(&mut Value)) -> TempDir {
+    let dir = TempDir::new();
+    let read = |name: &str| std::fs::read(goldens().join("tiny").join(name)).expect("the goldens are committed");
+    let mut model: Value = serde_json::from_slice(&read("model.json")).expect("json");
+    change(&mut model);
+    let (model, tokenizer, weights) = (model.to_string(), read("tokenizer.json"), read("weights.safetensors"));
+    let export = Export { model_json: &model, tokenizer_json: &tokenizer, weights: &weights };
+    pack(&export, dir.path(), &PackOptions { format, group: 32, ..PackOptions::default() })
+        .expect("the tiny model packs");
+    dir
+}
+
+fn offer(model: &mut Value, width: u32, height: u32, frames: u32) {
+    model["video"]["sizes"] = json!([{"width": width, "height": height, "frames": [frames]}]);
+}
+
+/// Measures each stage of a clip by itself: the most that a stage took, by its name in the plan.
+fn measured(dir: &Path, text: TextWeights, request: &GenerateRequest) -> (usize, Vec<(&'static str, u64)>) {
+    let base = NOW.load(Relaxed);
+    let (engine, loading) = most(base, || match text {
+        TextWeights::Resident => Engine::load_dir(dir, DeviceChoice::Cpu),
+        _ => Engine::load_dir_streamed(dir, DeviceChoice::Cpu, None),
+    });
+    let engine = Rc::new(engine.expect("the model loads"));
+    let held = NOW.load(Relaxed) - base;
+    let (embeddings, encoding) = most(base, || wait(engine.embed(&request.prompt)).expect("embeddings"));
+    let (generation, prompt) = most(base, || wait(engine.begin_with(&embeddings, request)).expect("a clip"));
+    drop(embeddings);
+    let mut generation = generation;
+    let (mut denoising, mut decoding) = (0, 0);
+    while !generation.finished() {
+        loop {
+            let (step, bytes) = most(base, || wait(generation.step()).expect("a step"));
+            if step.is_none() {
+                break;
+            }
+            denoising = denoising.max(bytes);
+            let (_, bytes) = most(base, || wait(generation.preview()).expect("a preview"));
+            decoding = decoding.max(bytes);
+        }
+        loop {
+            let (batch, bytes) = most(base, || wait(generation.next_frames()).expect("frames"));
+            match batch {
+                Some(_) => decoding = decoding.max(bytes),
+                // What a causal model does here is a pass of its denoiser.
+                None => {
+                    denoising = denoising.max(bytes);
+                    break;
+                }
+            }
+        }
+    }
+    let stages =
+        [("load", loading), ("text", encoding), ("prompt", prompt), ("denoise", denoising), ("decode", decoding)];
+    (held, stages.into())
+}
+
+#[test]
+fn the_plan_is_an_upper_bound_and_not_far_above() {
+    const PROMPT: &str = "a red ball bounces on green grass";
+    let builtin = root().join("model-shards");
+    let meadow = |prompt: &str| GenerateRequest { prompt: prompt.into(), ..GenerateRequest::default() };
+    // What the first use of anything keeps for good belongs to no clip.
+    let warm = tiny(DType::F32, |_| ());
+    measured(warm.path(), TextWeights::Resident, &meadow(PROMPT));
+
+    let small = tiny(DType::Q4, |model| offer(model, 96, 64, 9));
+    let wide = tiny(DType::F32, |model| offer(model, 384, 256, 17));
+    let long = tiny(DType::F16, |model| offer(model, 192, 160, 65));
+    let guided = tiny(DType::Q8, |model| {
+        offer(model, 256, 160, 13);
+        model["sampler"]["guidance"] = json!(3.0);
+        model["sampler"]["negative_prompt"] = json!("a white sea");
+        model["sampler"]["step"] = json!("unipc");
+    });
+    let causal = |sink: usize, cache: &'static str| {
+        tiny(DType::Q8, move |model| {
+            offer(model, 256, 192, 41);
+            let config = json!({"chunk_frames": 2, "sink_frames": sink, "window_frames": 4, "cache": cache});
+            model["sampler"]["causal"] = config;
+        })
+    };
+    let (rolling, anchored) = (causal(0, "f32"), causal(1, "f32"));
+    let (halves, steps) = (causal(0, "f16"), causal(1, "q8"));
+    let cases = [
+        ("small", small.path(), TextWeights::Resident),
+        ("wide", wide.path(), TextWeights::Resident),
+        ("long", long.path(), TextWeights::Resident),
+        ("guided, streamed text encoder", guided.path(), TextWeights::Streamed),
+        ("causal", rolling.path(), TextWeights::Resident),
+        ("causal with a sink", anchored.path(), TextWeights::Streamed),
+        ("causal, cache in f16", halves.path(), TextWeights::Resident),
+        ("causal with a sink, cache in q8", steps.path(), TextWeights::Resident),
+        ("built-in", &builtin, TextWeights::Resident),
+        ("built-in, streamed text encoder", &builtin, TextWeights::Streamed),
+    ];
+    let threads = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+    let mut wrong = Vec::new();
+    for (name, dir, text) in cases {
+        let manifest = read_manifest(dir).expect("a manifest");
+        let ClipSize { width, height, frames } = manifest.default_size();
+        let request =
+            GenerateRequest { width: Some(width), height: Some(height), frames: Some(frames), ..meadow(PROMPT) };
+        let target = Target::Cpu { threads };
+        let size = manifest.default_size();
+        let plan = PlanRequest { size, tokens: Some(8), target, text, packed: false, lora_bytes: 0 };
+        let plan = MemoryPlan::of(&manifest, &plan).expect("a plan");
+        let (held, stages) = measured(dir, text, &request);
+        let resident: u64 = plan.resident.iter().map(|item| item.bytes.host.get()).sum();
+        println!("{name}: {size}, {threads} threads");
+        let mut compare = |what: &str, planned: u64, taken: u64| {
+            let ratio = planned as f64 / taken as f64;
+            println!("  {what:<9} planned {planned:>12} measured {taken:>12} {ratio:.3}");
+            if !(1.0..1.6).contains(&ratio) {
+                wrong.push(format!("{name}, {what}: planned {planned}, measured {taken}, {ratio:.3}"));
+            }
+        };
+        compare("resident", resident, held as u64);
+        for (stage, taken) in stages {
+            let planned = plan.stages.iter().find(|planned| planned.name == stage).expect("the stage is planned");
+            compare(stage, planned.peak.host.get(), taken);
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}

@@ -1,0 +1,95 @@
+// What a clip will need is said before the model is fetched, and one that cannot be held is refused then.
+import assert from 'node:assert/strict';
+import { after, afterEach, before, test } from 'node:test';
+import { TINY, assertFailure, generate, make, start } from './support.mjs';
+
+const REQUEST = { prompt: 'a red ball bounces on green grass', seed: 7 };
+const CPU = `${TINY}&device=cpu`;
+
+let site;
+
+before(async () => {
+	site = await start();
+});
+after(() => site.stop());
+afterEach(() => site.clear());
+
+/** Serves the tiny model's manifest with a change. */
+function changed(change) {
+	const manifest = structuredClone(site.tiny.manifest);
+	change(manifest);
+	return { prepare: (context) => context.route('**/tiny/manifest.json', (route) => route.fulfill({ json: manifest })) };
+}
+
+const weights = (page) => page.requests.filter((url) => /\.bin|\.wasm|tokenizer/.test(url));
+
+const line = (page, pattern) => page.locator('#needs').filter({ hasText: pattern }).waitFor({ timeout: 5000 });
+
+test('what the built-in model needs is said while only its manifest is there', async () => {
+	const page = await site.open('device=cpu');
+	await line(page, /^This clip needs 17 MB to download and about \d\d MB of memory\.$/);
+	assert.deepEqual(weights(page), []);
+	assert.ok((await page.getAttribute('#prompt', 'aria-describedby')).split(' ').includes('needs'));
+});
+
+test('the figure follows size and device, and the engine has its own', async () => {
+	const figures = changed(({ requires, video }) => {
+		const [{ width, height, frames }] = video.sizes;
+		requires.clips = frames.map((count, index) => ({ width, height, frames: count, cpu_bytes: (index + 1) * 123e6, webgpu_bytes: 3.14e9 }));
+	});
+	const page = await site.open(CPU, figures);
+	await line(page, /to download and about 120 MB of memory/);
+	await page.selectOption('#size', { index: 1 });
+	await line(page, /about 250 MB of memory/);
+	await page.selectOption('#device', 'webgpu');
+	await line(page, /about 3\.1 GB of memory/);
+	assert.deepEqual(weights(page), []);
+
+	await page.selectOption('#device', 'cpu');
+	await line(page, /about 250 MB of memory/);
+	const plan = page.evaluate(
+		() => new Promise((resolve) => document.querySelector('kinora-video').addEventListener('notice', ({ detail }) => detail.plan && resolve(detail.plan))),
+	);
+	await make(page, REQUEST);
+	const { width, height, frames, download, memory, engine, gpu, largestBuffer } = await plan;
+	assert.deepEqual([width, height, frames, gpu, largestBuffer], [96, 64, 5, 0, 0]);
+	assert.ok(engine > 1e6 && memory > engine && memory < 20e6, `${engine} of ${memory}`);
+	assert.equal(download, site.tiny.manifest.shards.reduce((sum, { bytes }) => sum + bytes, site.tiny.manifest.text_encoder.tokenizer.bytes));
+	// The model is here now, so there is nothing left to download.
+	await line(page, /^This clip needs about \d+ MB of memory\.$/);
+});
+
+test('a model that says nothing of its clips says what it says of itself', async () => {
+	const page = await site.open(CPU, changed(({ requires }) => (requires.memory_bytes = 77e6)));
+	await line(page, /about 77 MB of memory/);
+	const silent = await site.open(CPU, changed((manifest) => delete manifest.requires));
+	await line(silent, /^This clip needs [\d.]+ MB to download\.$/);
+});
+
+for (const device of ['cpu', 'webgpu']) {
+	test(`a clip too large for the ${device} is refused before a shard is fetched, and the one that fits is named`, async () => {
+		const large = changed(({ video }) => video.sizes.push({ width: 8192, height: 8192, frames: [9] }));
+		const page = await site.open(`${TINY}&device=${device}&size=8192x8192x9`, large);
+		assert.equal(await page.locator('#size').inputValue(), '8192x8192x9');
+		const { error } = await generate(page, REQUEST);
+		assert.equal(error?.code, 'too-large', error?.message);
+		assert.equal(error.retryable, false);
+		await assertFailure(page, 'too-large', 'Change the size');
+		assert.match(await page.locator('#failure-text').innerText(), /8192x8192 \(9 frames\) is too large: .+ Choose 96x64 \(9 frames\)\.$/);
+		assert.deepEqual(page.requests.filter((url) => url.includes('.bin')), []);
+		await page.click('#failure-action');
+		assert.equal(await page.evaluate(() => document.activeElement.id), 'size');
+		if (device === 'cpu') {
+			await page.selectOption('#size', '96x64x9');
+			await make(page, REQUEST);
+		}
+	});
+}
+
+test('a model of which nothing fits says so', async () => {
+	const page = await site.open(CPU, changed(({ video }) => (video.sizes = [{ width: 8192, height: 8192, frames: [9] }])));
+	const { error } = await generate(page, REQUEST);
+	assert.equal(error?.code, 'too-large', error?.message);
+	assert.match(error.message, /No other clip of this model fits; choose a smaller model or another device\.$/);
+	assert.deepEqual(page.requests.filter((url) => url.includes('.bin')), []);
+});
