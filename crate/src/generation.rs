@@ -167,7 +167,9 @@ impl Generation {
         // Two latent frames: the memory blocks want a past, one frame of it is enough for a preview.
         for index in middle.saturating_sub(1)..=middle {
             let latent = latent_frame(&self.chunk.clean, shape, index);
-            last = decoding.next(&self.engine.compute, latent, shape[2], shape[3]).await?.pop().or(last);
+            // The picture of the first is not wanted: it would only take up memory while the second is made.
+            drop(last.take());
+            last = decoding.next(&self.engine.compute, latent, shape[2], shape[3]).await?.pop();
         }
         let (frame, whole) = last.ok_or_else(|| Error::Internal("the decoder gave no frame".into()))?;
         let mut rgba = Vec::with_capacity(self.frame_bytes());

@@ -93,3 +93,17 @@ test('a model of which nothing fits says so', async () => {
 	assert.match(error.message, /No other clip of this model fits; choose a smaller model or another device\.$/);
 	assert.deepEqual(page.requests.filter((url) => url.includes('.bin')), []);
 });
+
+test('a model that works chunk by chunk shows finished frames while it draws on', async () => {
+	const causal = changed(({ sampler }) => (sampler.causal = { chunk_frames: 1, sink_frames: 0, window_frames: 2 }));
+	const { progress, count } = await make(await site.open(CPU, causal), REQUEST);
+	assert.equal(count, 9);
+	const stages = progress.map(({ stage }) => stage);
+	assert.ok(stages.indexOf('decode') > stages.lastIndexOf('denoise'), stages.join(' '));
+	const texts = progress.map(({ text }) => text);
+	for (const text of ['Drawing, step 2 of 12', 'Drawing, step 5 of 12; 1 of 9 frames are finished', 'Drawing, step 10 of 12; 5 of 9 frames are finished']) {
+		assert.ok(texts.includes(text), `${text}: ${texts.join(' | ')}`);
+	}
+	const denoise = progress.filter(({ stage }) => stage === 'denoise').map(({ value }) => value);
+	assert.ok(new Set(denoise).size >= 12, denoise.join(' '));
+});

@@ -11,6 +11,7 @@
  */
 import { Client } from './client.js';
 import { newSeed, seedOf, sizeOf, type ClipPlan } from './clip.js';
+import { Course } from './course.js';
 import { downloadText } from './download.js';
 import type { Device, EngineInfo, SelfCheck, VideoRequest } from './engine.js';
 import { KinoraError, aborted, toKinoraError, type ErrorCode } from './errors.js';
@@ -382,7 +383,15 @@ export class KinoraVideo extends HTMLElement {
 		this.#setState('generating');
 		report('text', 0);
 		const frames: Uint8Array[] = [];
-		const made = await this.#client.call('generate', request, { signal, onEvent: (event) => this.#follow(event, frames, report) });
+		const course = new Course();
+		const onEvent = (event: GenerateEvent) => {
+			this.#follow(event, frames);
+			const told = course.report(event);
+			if (told) {
+				report(told.stage, told.fraction, told.text);
+			}
+		};
+		const made = await this.#client.call('generate', request, { signal, onEvent });
 		this.#setState('encoding');
 		report('encode', 0);
 		const encodeStarted = performance.now();
@@ -449,32 +458,16 @@ export class KinoraVideo extends HTMLElement {
 		});
 	}
 
-	#follow(event: GenerateEvent, frames: Uint8Array[], report: (stage: Stage, fraction: number, text?: string) => void): void {
-		switch (event.kind) {
-			case 'text':
-				report('text', 1);
-				report('denoise', 0, `${STAGES.denoise}, step 1 of ${event.steps}`);
-				break;
-			case 'step':
-				report(
-					'denoise',
-					(event.index + 1) / event.steps,
-					event.index + 1 < event.steps ? `${STAGES.denoise}, step ${event.index + 2} of ${event.steps}` : STAGES.decode,
-				);
-				break;
-			case 'preview':
-				this.#draw({ index: undefined, frames: 0, width: event.width, height: event.height, rgba: event.rgba });
-				break;
-			case 'frames': {
-				const size = event.rgba.length / event.count;
-				const { width, height } = event;
-				for (let offset = 0; offset < event.count; offset++) {
-					const rgba = event.rgba.subarray(offset * size, (offset + 1) * size);
-					frames[event.first + offset] = rgba;
-					this.#draw({ index: event.first + offset, frames: event.frames, width, height, rgba });
-				}
-				report('decode', (event.first + event.count) / event.frames);
-				break;
+	#follow(event: GenerateEvent, frames: Uint8Array[]): void {
+		if (event.kind === 'preview') {
+			this.#draw({ index: undefined, frames: 0, width: event.width, height: event.height, rgba: event.rgba });
+		} else if (event.kind === 'frames') {
+			const size = event.rgba.length / event.count;
+			const { width, height } = event;
+			for (let offset = 0; offset < event.count; offset++) {
+				const rgba = event.rgba.subarray(offset * size, (offset + 1) * size);
+				frames[event.first + offset] = rgba;
+				this.#draw({ index: event.first + offset, frames: event.frames, width, height, rgba });
 			}
 		}
 	}

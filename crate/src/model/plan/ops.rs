@@ -155,8 +155,10 @@ impl Walk {
             self.during(self.gemm(out, pixels, channels));
         } else if channels > 4 || out > 16 {
             let taps = kernel * kernel * channels;
-            let tile = Bytes::f32s(&[CONV_TILE.min(pixels), taps + out]) + self.gemm(out, CONV_TILE, taps);
-            self.during(Bytes::f32s(&[out, taps]) + input + tile * self.target.threads());
+            let length = CONV_TILE.min(pixels);
+            let tile = Bytes::f32s(&[length, taps + out]) + self.gemm(out, length, taps);
+            let at_once = self.target.threads().min(pixels.div_ceil(CONV_TILE));
+            self.during(Bytes::f32s(&[out, taps]) + input + tile * at_once);
         }
         drop(given);
         (made, result)
