@@ -27,6 +27,7 @@ from .autoencoder import psnr
 from .data import LatentData, encode
 from .make_latents import load_autoencoder
 from .model import TextToVideo
+from .precision import autocast
 from .progress import REPORTS, Clock, note, save_weights
 from .train_teacher import average, masked_loss, noised, optimiser_for, save, show
 
@@ -160,15 +161,20 @@ def main():
             texts = [worlds.caption(worlds.random_scene(rng), rng) for _ in range(walkers)]
             ids = encode(tokenizer, texts).to(device)
             noise = torch.randn(walkers, *sampling.latent_shape(rng.choice(presets.VIDEO["sizes"])), device=device)
-            walks.add(*walk(look, noise, ids, path, options["substeps"], options["guidance"]), ids)
+            with autocast(device):
+                walks.add(*walk(look, noise, ids, path, options["substeps"], options["guidance"]), ids)
         x, level, target, ids = walks.draw(2 * batch)
-        loss = (run(x, level.expand(-1, x.shape[2]).contiguous(), ids) - target).square().mean()
+        with autocast(device):
+            prediction = run(x, level.expand(-1, x.shape[2]).contiguous(), ids)
+        loss = (prediction.float() - target).square().mean()
         loss.backward()
         total = loss.item()
         if step % 4 == 0:
             latents, given_ids, weights, _ = data.batch(batch)
             x, level, target, mask = noised(latents, dict(options, given=1.0), rng)
-            (0.5 * masked_loss(run(x, level, given_ids), target, mask * weights)).backward()
+            with autocast(device):
+                prediction = run(x, level, given_ids)
+            (0.5 * masked_loss(prediction.float(), target, mask * weights)).backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimiser.step()
         student.zero_grad(set_to_none=True)

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from . import presets, worlds
 from .data import UNKNOWN, attribute_indices, naming_loss, share_right
 from .optim import Muon, groups
+from .precision import autocast
 from .progress import note
 
 SEEN = 5  # frames
@@ -98,7 +99,8 @@ def main():
         del pool[:-options["pool"]]
         drawn = zip(pool[-1], *rng.choices(pool, k=options["batch"] // 8 - 1))
         clips, attributes = (torch.cat(column) for column in drawn)
-        logits = probe(roughened(clips))
+        with autocast(device):
+            logits = [part.float() for part in probe(roughened(clips))]
         loss = sum(naming_loss(part, attributes[:, i]) for i, part in enumerate(logits))
         loss.backward()
         optimiser.step()

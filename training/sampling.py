@@ -29,7 +29,7 @@ def guided(model, latents, sigmas, ids, guidance):
         return model(latents, sigmas, ids)
     empty = torch.zeros_like(ids)
     empty[:, 0] = 1
-    both = model(torch.cat([latents, latents]), torch.cat([sigmas, sigmas]), torch.cat([ids, empty]))
+    both = model(torch.cat([latents, latents]), torch.cat([sigmas, sigmas]), torch.cat([ids, empty])).float()
     captioned, free = both.chunk(2)
     return free + guidance * (captioned - free)
 

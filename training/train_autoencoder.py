@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from . import presets, worlds
 from .autoencoder import Autoencoder, psnr
 from .optim import Muon, groups
+from .precision import autocast
 from .progress import REPORTS, Clock, note, save_weights
 
 
@@ -163,9 +164,13 @@ def main():
         momentum = max(0.02, 1 / (step + 1)) if done < 0.65 else 0.0
         for whole, video in parts:
             video = video.to(device)
-            latents = normalise(model.encode(video), statistics, momentum, train=whole and momentum > 0)
+            with autocast(device):
+                latents = model.encode(video)
+            latents = normalise(latents.float(), statistics, momentum, train=whole and momentum > 0)
             strength = options["noise"] * torch.rand(len(video), 1, 1, 1, 1, device=device)
-            loss = reconstruction_loss(model.decode(latents + strength * torch.randn_like(latents)), video)
+            with autocast(device):
+                out = model.decode(latents + strength * torch.randn_like(latents))
+            loss = reconstruction_loss(out.float(), video)
             (loss / len(parts)).backward()
             total += loss.item() / len(parts)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -17,6 +17,7 @@ from . import presets
 from .autoencoder import psnr
 from .make_latents import load_autoencoder
 from .optim import Muon, groups
+from .precision import autocast
 from .progress import REPORTS, Clock, note, save_weights
 from .sheet import contact_sheet
 from .train_autoencoder import Pool, held_out_clips, reconstruction_loss
@@ -60,7 +61,9 @@ def main():
         with torch.no_grad():
             latents = model.encode(target)
         strength = options["noise"] * torch.rand(len(latents), 1, 1, 1, 1, device=device)
-        loss = reconstruction_loss(model.decode(latents + strength * torch.randn_like(latents)), target)
+        with autocast(device):
+            out = model.decode(latents + strength * torch.randn_like(latents))
+        loss = reconstruction_loss(out.float(), target)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
         optimiser.step()

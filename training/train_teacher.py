@@ -27,6 +27,7 @@ from .data import LatentData, given_frames, shifted
 from .make_latents import load_autoencoder
 from .model import TextToVideo
 from .optim import Muon, groups
+from .precision import autocast
 from .progress import REPORTS, Clock, note, save_weights
 from .sheet import contact_sheet
 from .train_text import AttributeReader, last_states
@@ -159,13 +160,14 @@ def main():
         x, sigmas, target, mask = noised(latents, options, rng, levels if baking else None)
         if baking:
             # the target a guided sampler would follow: one pass then does the work of two
-            with torch.no_grad():
+            with torch.no_grad(), autocast(device):
                 empty = torch.zeros_like(ids)
                 empty[:, 0] = 1
                 difference = frozen(x, sigmas, ids) - frozen(x, sigmas, empty)
                 target = target + (options["guidance"] - 1) * difference
-        prediction, named, read = run(x, sigmas, ids, attributes, *data.captions(2 * len(x)))
-        loss = masked_loss(prediction, target, mask * weights)
+        with autocast(device):
+            prediction, named, read = run(x, sigmas, ids, attributes, *data.captions(2 * len(x)))
+        loss = masked_loss(prediction.float(), target, mask * weights)
         (loss + options["naming"] * max(1 - 1.5 * done, 0.1) * named + options["reading"] * read).backward()
         values = loss.item(), named.item(), read.item()
         torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)

@@ -31,7 +31,7 @@ class AttributeReader(torch.nn.Linear):
         super().__init__(width, sum(self.sizes))
 
     def parts(self, states):
-        return self(torch.nn.functional.layer_norm(states, states.shape[-1:])).split(self.sizes, -1)
+        return self(torch.nn.functional.layer_norm(states, states.shape[-1:])).float().split(self.sizes, -1)
 
     def loss(self, states, attributes):
         """Mean over the leading dimensions of `states` [B, ..., D]; attributes [B, A]."""

@@ -1,0 +1,19 @@
+"""bf16 for the passes of the networks, where the hardware multiplies it faster than f32.
+
+Weights, losses, optimiser states and every measurement stay f32. Measured on a CPU with AVX-512 BF16: a step of the
+autoencoder takes half the time, of the teacher two thirds.
+"""
+
+import torch
+
+
+def bf16(device):
+    """Whether the device multiplies bf16 in hardware."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def autocast(device):
+    """A context in which matrix products and convolutions run in bf16 where `bf16(device)`."""
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16(device))
