@@ -40,13 +40,25 @@ pub struct Pack {
     /// How weights are stored
     #[arg(long, value_enum, default_value = "q8")]
     format: Format,
+    /// How the autoencoder's convolutions are stored beside q8 or q4; q8 makes a small model's download smaller
+    #[arg(long, value_enum, default_value = "f16")]
+    convolutions: Convolutions,
     /// Values that share a scale in q8 and q4: 32 or 64
     #[arg(long, default_value_t = 32, value_parser = group)]
     group: usize,
     /// Longest shard in MiB
     #[arg(long, value_name = "MIB", default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..=16))]
     shard_size: u64,
-    /// How a causal model stores keys and values of finished frames; without it as its sampler says, with --family q8
+    /// How convolutions are stored.
+#[derive(Clone, Copy, ValueEnum)]
+enum Convolutions {
+    /// 16-bit floats
+    F16,
+    /// 8 bits where the group divides the values that one output sums over, else f16
+    Q8,
+}
+
+/// How a causal model stores keys and values of finished frames; without it as its sampler says, with --family q8
     #[arg(long, value_enum)]
     cache: Option<Cache>,
     #[command(flatten)]
@@ -127,7 +139,12 @@ impl Pack {
             Cache::F16 => CacheFormat::F16,
             Cache::Q8 => CacheFormat::Q8,
         });
-        let options = PackOptions { format, group: self.group, shard_bytes: self.shard_size << 20, cache };
+        let convolutions = match self.convolutions {
+            Convolutions::F16 => DType::F16,
+            Convolutions::Q8 => DType::Q8,
+        };
+        let shard_bytes = self.shard_size << 20;
+        let options = PackOptions { format, convolutions, group: self.group, shard_bytes, cache };
         let keep = self.vocabulary.keep()?;
         match self.input {
             Some(input) if !self.family.is_given() => pack_export(&input, &self.output, &options, keep.as_ref()),

@@ -70,9 +70,12 @@ pub struct Export<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PackOptions {
     /// `F32` and `F16` store every tensor so. `Q8` and `Q4` quantize the matrices of the linear layers within the
-    /// blocks of the text encoder and the transformer where the group divides their last axis; the other matrices,
-    /// convolutions and tables are stored as f16, biases, norms and modulation tables as f32.
+    /// blocks of the text encoder and the transformer where the group divides their last axis; the other matrices and
+    /// tables are stored as f16, biases, norms and modulation tables as f32.
     pub format: DType,
+    /// The autoencoder's convolutions beside a quantized `format`: `F16`, or `Q8` where the group divides the values
+    /// that one output sums over. They weigh little beside a large transformer and much beside a small one.
+    pub convolutions: DType,
     /// Values that share a scale, 32 or 64.
     pub group: usize,
     /// Longest shard in bytes, a multiple of 16, at most [`MAX_SHARD_BYTES`].
@@ -83,7 +86,7 @@ pub struct PackOptions {
 
 impl Default for PackOptions {
     fn default() -> Self {
-        Self { format: DType::Q8, group: 32, shard_bytes: MAX_SHARD_BYTES, cache: None }
+        Self { format: DType::Q8, convolutions: DType::F16, group: 32, shard_bytes: MAX_SHARD_BYTES, cache: None }
     }
 }
 
@@ -118,7 +121,7 @@ pub fn pack_pruned(export: &Export<'_>, out: &Path, options: &PackOptions, keep:
 }
 
 fn pack_kept(export: &Export<'_>, out: &Path, options: &PackOptions, pruned: Option<&Pruned>) -> Result<Packed> {
-    let PackOptions { format, group, shard_bytes, cache } = *options;
+    let PackOptions { group, shard_bytes, cache, .. } = *options;
     check_options(options)?;
     let model_json = &with_cache(export.model_json, cache)?;
     let export = &Export { model_json, ..*export };
@@ -142,8 +145,8 @@ fn pack_kept(export: &Export<'_>, out: &Path, options: &PackOptions, pruned: Opt
         *view = cut.map_err(|error| Error::Internal(format!("the token table could not be cut ({error})")))?;
     }
 
-    let plan =
-        plan(&layout::expected(&config), group, shard_bytes, |tensor, divides| by_role(format, tensor.role, divides))?;
+    let format = |tensor: &Expected, divides: bool| by_role(options, tensor.role, divides);
+    let plan = plan(&layout::expected(&config), group, shard_bytes, format)?;
     let staging = Staging::new(out)?;
     let mut writer = ShardWriter::new(&staging.path, &config.name, plan.shards);
     let mut worst: Option<(String, f64)> = None;
@@ -169,7 +172,10 @@ fn pack_kept(export: &Export<'_>, out: &Path, options: &PackOptions, pruned: Opt
 }
 
 fn check_options(options: &PackOptions) -> Result<()> {
-    let PackOptions { group, shard_bytes, .. } = *options;
+    let PackOptions { convolutions, group, shard_bytes, .. } = *options;
+    if !matches!(convolutions, DType::F16 | DType::Q8) {
+        return Err(Error::InvalidRequest(format!("convolutions are stored as f16 or q8, not {convolutions}")));
+    }
     if !quant::GROUPS.contains(&group) {
         return Err(Error::InvalidRequest(format!("the group is {group} and must be 32 or 64")));
     }
@@ -239,18 +245,19 @@ struct Plan {
     shards: Vec<u64>,
 }
 
-/// The format a tensor is stored in, by what it is for; `divides` says whether the group divides its last axis.
-fn by_role(format: DType, role: Role, divides: bool) -> DType {
-    match (format, role) {
-        (DType::F32 | DType::F16, _) => format,
-        (_, Role::BlockLinear) if divides => format,
-        (_, Role::BlockLinear | Role::Weight) => DType::F16,
+/// The format a tensor is stored in, by what it is for; `divides` says whether the group divides its rows.
+fn by_role(options: &PackOptions, role: Role, divides: bool) -> DType {
+    match (options.format, role) {
+        (format @ (DType::F32 | DType::F16), _) => format,
+        (format, Role::BlockLinear) if divides => format,
+        (_, Role::Convolution) if divides => options.convolutions,
+        (_, Role::BlockLinear | Role::Convolution | Role::Weight) => DType::F16,
         (_, Role::Scale) => DType::F32,
     }
 }
 
 /// Lays the tensors out in order, each in the format that `format` says for it, given whether the group divides its
-/// last axis. One that does not fit into the rest of a shard begins a new one. Only one that is longer than a whole
+/// rows. One that does not fit into the rest of a shard begins a new one. Only one that is longer than a whole
 /// shard is split, and as it is split anyway, it begins where the one before it ends.
 fn plan(
     expected: &[Expected],
@@ -262,7 +269,7 @@ fn plan(
     let mut tensors = Vec::with_capacity(expected.len());
     for tensor in expected {
         let Expected { name, shape, .. } = tensor;
-        let dtype = format(tensor, shape.last().is_some_and(|last| last.is_multiple_of(group)));
+        let dtype = format(tensor, quant::row_width(shape).is_some_and(|width| width.is_multiple_of(group)));
         let group = dtype.quantized().then_some(group);
         let elements = shape.iter().map(|&dim| dim as u64).product();
         let mut rest = quant::stored_bytes(dtype, elements, group)

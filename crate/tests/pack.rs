@@ -12,7 +12,8 @@ use kinora::model::manifest::DType;
 use kinora::model::shards::{RawTensor, ShardAssembler};
 use kinora::pack::{Export, PackOptions, inspect, pack, read_manifest, verify};
 use safetensors::tensor::Dtype;
-use toy::{Folder, files, pack_weights};
+use serde_json::json;
+use toy::{Folder, TOKENIZER, files, pack_weights};
 
 fn options(format: DType) -> PackOptions {
     PackOptions { format, ..PackOptions::default() }
@@ -99,6 +100,41 @@ fn only_matrices_of_the_blocks_are_quantized() {
         ] {
             assert_eq!(dtype(name), wanted, "{name} as {format} in groups of {group}");
         }
+    }
+}
+
+#[test]
+fn convolutions_are_quantized_where_it_is_asked_for_and_fits() {
+    let mut model = toy::model();
+    model["autoencoder"]["decoder_channels"] = json!([32, 6, 4, 4]);
+    let source = toy::weights(&model);
+    let export = Export {
+        model_json: &model.to_string(),
+        tokenizer_json: TOKENIZER,
+        weights: &toy::safetensors(&source),
+    };
+    let folder = Folder::new();
+    for (format, convolutions) in [(DType::Q8, DType::Q8), (DType::Q4, DType::Q8), (DType::Q8, DType::F16)] {
+        pack(&export, &folder.0, &PackOptions { convolutions, ..options(format) }).unwrap();
+        let stored = tensors(&folder.0);
+        for (name, wanted) in [
+            // 64 * 9, 32 * 9 and 32 values make an output
+            ("autoencoder.decoder.3.conv.0.weight", convolutions),
+            ("autoencoder.decoder.5.conv.4.weight", convolutions),
+            ("autoencoder.decoder.7.conv.weight", convolutions),
+            ("autoencoder.decoder.3.conv.0.bias", DType::F32),
+            // 6 * 9 values
+            ("autoencoder.decoder.9.conv.2.weight", DType::F16),
+            ("transformer.patch_embedding.weight", DType::F16),
+        ] {
+            let tensor = stored.iter().find(|tensor| tensor.name == name).unwrap();
+            assert_eq!(tensor.dtype, wanted, "{name} as {format} with {convolutions}");
+            let values = &source[name].1;
+            let largest = values.iter().fold(0.0f32, |most, value| most.max(value.abs()));
+            let close = |(a, b): (&f32, &f32)| (a - b).abs() <= largest / 127.0;
+            assert!(values.iter().zip(&tensor.to_f32().unwrap()).all(close), "{name} as {wanted}");
+        }
+        verify(&folder.0).unwrap();
     }
 }
 
@@ -248,6 +284,9 @@ fn wrong_calls_are_told_so() {
     assert_eq!(wrong(PackOptions { group: 48, ..PackOptions::default() }), "invalid-request");
     for shard_bytes in [0, 100, (16 << 20) + 16] {
         assert_eq!(wrong(PackOptions { shard_bytes, ..PackOptions::default() }), "invalid-request");
+    }
+    for convolutions in [DType::F32, DType::Q4] {
+        assert_eq!(wrong(PackOptions { convolutions, ..PackOptions::default() }), "invalid-request");
     }
     let cache = Some(CacheFormat::Q8);
     let refused = pack_weights(&weights, &folder.0, &PackOptions { cache, ..PackOptions::default() }).unwrap_err();

@@ -28,7 +28,7 @@ fn tiny(change: impl FnOnce(&mut Value)) -> TempDir {
     change(&mut model);
     let (model, tokenizer, weights) = (model.to_string(), read("tokenizer.json"), read("weights.safetensors"));
     let export = Export { model_json: &model, tokenizer_json: &tokenizer, weights: &weights };
-    let options = PackOptions { format: DType::F32, group: 32, shard_bytes: 16 << 10, cache: None };
+    let options = PackOptions { format: DType::F32, shard_bytes: 16 << 10, ..PackOptions::default() };
     pack(&export, dir.path(), &options).expect("the tiny model packs");
     dir
 }

@@ -17,7 +17,7 @@ use toy::Folder;
 fn packed(format: DType, shard_bytes: u64) -> (Manifest, Vec<Vec<u8>>) {
     let folder = Folder::new();
     let weights = toy::safetensors(&toy::weights(&toy::model()));
-    toy::pack_weights(&weights, &folder.0, &PackOptions { format, group: 32, shard_bytes, cache: None }).unwrap();
+    toy::pack_weights(&weights, &folder.0, &PackOptions { format, shard_bytes, ..PackOptions::default() }).unwrap();
     let manifest = read_manifest(&folder.0).unwrap();
     let shards = manifest.shards.iter().map(|shard| std::fs::read(folder.0.join(&shard.path)).unwrap()).collect();
     (manifest, shards)

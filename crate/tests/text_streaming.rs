@@ -32,7 +32,7 @@ fn deep(format: DType, shard_bytes: u64) -> (TempDir, Manifest) {
     let weights = toy::safetensors(&toy::weights(&model));
     let model = model.to_string();
     let export = Export { model_json: &model, tokenizer_json: toy::TOKENIZER, weights: &weights };
-    pack(&export, dir.path(), &PackOptions { format, group: 32, shard_bytes, cache: None }).expect("packs");
+    pack(&export, dir.path(), &PackOptions { format, shard_bytes, ..PackOptions::default() }).expect("packs");
     let manifest = read_manifest(dir.path()).expect("a manifest");
     (dir, manifest)
 }

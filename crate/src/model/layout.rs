@@ -58,8 +58,10 @@ impl fmt::Display for Part {
 pub enum Role {
     /// Matrix of a linear layer within a repeated block: nearly all of the weights, and robust to rounding.
     BlockLinear,
-    /// Any other matrix, convolution or table.
+    /// Any other matrix or table, and the patch embedding.
     Weight,
+    /// Kernels of the autoencoder: `[out, in, rows, columns]`.
+    Convolution,
     /// Bias, norm, modulation table or position bias: small, and added to or multiplied with everything.
     Scale,
 }
@@ -94,7 +96,7 @@ impl List {
 
     /// A 3x3 convolution with bias.
     fn conv(&mut self, name: impl fmt::Display, out: usize, input: usize) {
-        self.add(format!("{name}.weight"), &[out, input, 3, 3], Role::Weight);
+        self.add(format!("{name}.weight"), &[out, input, 3, 3], Role::Convolution);
         self.add(format!("{name}.bias"), &[out], Role::Scale);
     }
 
@@ -192,8 +194,8 @@ fn decoder(list: &mut List, config: &AutoencoderConfig) {
         }
         // first + 3 is the upsampling.
         let frames = if config.decoder_time_upscale[stage] { 2 } else { 1 };
-        list.add(format!("{}.conv.weight", first + 4), &[width * frames, width, 1, 1], Role::Weight);
-        list.add(format!("{}.weight", first + 5), &[widths[stage + 1], width, 3, 3], Role::Weight);
+        list.add(format!("{}.conv.weight", first + 4), &[width * frames, width, 1, 1], Role::Convolution);
+        list.add(format!("{}.weight", first + 5), &[widths[stage + 1], width, 3, 3], Role::Convolution);
     }
     list.conv(22, config.image_channels * config.patch_size * config.patch_size, widths[3]);
 }
@@ -206,8 +208,8 @@ fn encoder(list: &mut List, config: &AutoencoderConfig) {
         // 1 is a ReLU.
         let (first, before, after) = (2 + 5 * stage, widths[stage], widths[stage + 1]);
         let frames = if config.encoder_time_downscale[stage] { 2 } else { 1 };
-        list.add(format!("{first}.conv.weight"), &[before, before * frames, 1, 1], Role::Weight);
-        list.add(format!("{}.weight", first + 1), &[after, before, 3, 3], Role::Weight);
+        list.add(format!("{first}.conv.weight"), &[before, before * frames, 1, 1], Role::Convolution);
+        list.add(format!("{}.weight", first + 1), &[after, before, 3, 3], Role::Convolution);
         for block in 0..3 {
             list.mem_block(first + 2 + block, after);
         }

@@ -1,7 +1,7 @@
 //! Stored number formats, to and from `f32`.
 //!
-//! All bytes are little endian and row-major. A quantized tensor of shape `[.., K]` is all its values, then one f16
-//! scale for every `group` values along the last axis: scales have the shape `[rows, K / group]`.
+//! All bytes are little endian and row-major. A quantized tensor is all its values, then one f16 scale for every
+//! `group` values along a row of [`row_width`] K: scales have the shape `[rows, K / group]`.
 //!
 //! | format | value in bytes | value in numbers |
 //! |---|---|---|
@@ -35,7 +35,7 @@ fn wrong<T>(reason: String) -> Result<T> {
 }
 
 /// Bytes that `elements` values take, or `None` where that is more than can be counted or the group is not one that
-/// this format has. The group must divide the last axis, which this function does not see.
+/// this format has. The group must divide a row, which this function does not see.
 pub fn stored_bytes(dtype: DType, elements: u64, group: Option<usize>) -> Option<u64> {
     let values = match dtype {
         DType::F32 => elements.checked_mul(4)?,
@@ -115,11 +115,20 @@ impl<'a> Stored<'a> {
     }
 }
 
-/// The last axis is a row; all axes before it count rows.
+/// Length of a row, the values that one output sums over: the last axis of a matrix or table, and all axes but the
+/// first of a convolution's kernels (`[out, in, rows, columns]`, or with one more for time). `None` where there is no
+/// axis, or more values than can be counted.
+pub fn row_width(shape: &[usize]) -> Option<usize> {
+    match shape {
+        [_, kernel @ ..] if kernel.len() >= 3 => kernel.iter().try_fold(1usize, |product, &dim| product.checked_mul(dim)),
+        shape => shape.last().copied(),
+    }
+}
+
 fn rows_and_width(shape: &[usize]) -> Result<(usize, usize)> {
     let elements = shape.iter().try_fold(1usize, |product, &dim| product.checked_mul(dim));
-    match (shape.last(), elements) {
-        (Some(&width), Some(elements)) if elements > 0 => Ok((elements / width, width)),
+    match (row_width(shape), elements) {
+        (Some(width), Some(elements)) if elements > 0 => Ok((elements / width, width)),
         _ => wrong(format!("shape {shape:?} has no values, or more than can be counted")),
     }
 }
@@ -355,6 +364,19 @@ mod tests {
             (state >> 8) as f32 / (1 << 24) as f32 - 0.5
         };
         (0..count).map(|index| if index % 97 == 0 { 0.0 } else { next() * next() * (1 + index % 13) as f32 }).collect()
+    }
+
+    #[test]
+    fn the_kernels_of_an_output_are_one_row() {
+        let values = values(4 * 32 * 9);
+        let bytes = encode(DType::Q8, &[4, 32, 3, 3], Some(32), &values).unwrap();
+        assert_eq!(bytes, encode(DType::Q8, &[4, 288], Some(32), &values).unwrap());
+        let decoded = decode(DType::Q8, &[4, 32, 3, 3], Some(32), &bytes).unwrap();
+        let largest = values.iter().fold(0.0f32, |most, value| most.max(value.abs()));
+        assert!(values.iter().zip(&decoded).all(|(a, b)| (a - b).abs() <= largest / 127.0));
+        // 27 values do not make groups of 32
+        assert!(encode(DType::Q8, &[4, 3, 3, 3], Some(32), &values[..108]).is_err());
+        assert_eq!(row_width(&[2, 6, 8]), Some(8));
     }
 
     #[test]

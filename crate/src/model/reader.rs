@@ -148,7 +148,7 @@ impl TensorReader {
                 self.copy(info, range, &mut bytes[start..]).await?;
             }
         }
-        let width = shape.last().copied().unwrap_or(1);
+        let width = quant::row_width(shape).unwrap_or(1);
         let mut out = Vec::with_capacity(rows.len() * width);
         for row in rows {
             out.extend(named(name, quant::decode(*dtype, &[1, width], *group, &stored[row]))?);

@@ -8,7 +8,7 @@ use crate::model::cache::CacheFormat;
 use crate::model::manifest::{
     FileInfo, INTERFACE, MAX_SHARD_BYTES, Manifest, SCHEMA_VERSION, TENSOR_ALIGNMENT, TensorInfo,
 };
-use crate::model::quant::{GROUPS, stored_bytes};
+use crate::model::quant::{GROUPS, row_width, stored_bytes};
 
 const MAX_SHARDS: usize = 4096;
 const MAX_TENSORS: usize = 20_000;
@@ -319,8 +319,9 @@ fn needed_bytes(name: &str, info: &TensorInfo) -> Result<u64> {
     match group {
         Some(_) if !dtype.quantized() => return fail(format!("is {dtype} and has a group")),
         Some(group) if GROUPS.contains(group) => {
-            if !shape.last().is_some_and(|last| last.is_multiple_of(*group)) {
-                return fail(format!("has a last axis that groups of {group} do not divide"));
+            let width = row_width(shape).unwrap_or(1);
+            if !width.is_multiple_of(*group) {
+                return fail(format!("has rows of {width} values, which groups of {group} do not divide"));
             }
         }
         None if !dtype.quantized() => {}

@@ -47,7 +47,7 @@ pub(super) fn write(
         [rows, rest @ ..] if !rest.is_empty() => (*rows, rest.iter().product::<usize>()),
         _ => (1, info.elements()),
     };
-    let last = shape.last().copied().unwrap_or(1);
+    let row = quant::row_width(shape).unwrap_or(1);
     let step = (CHUNK / width.max(1)).max(1);
     let mut values = Vec::new();
     let mut scales = Vec::new();
@@ -63,7 +63,7 @@ pub(super) fn write(
             let (value, index) = (values[index], first * width + index);
             return Err(Error::Tensor(format!("value {index} is {value}, not a finite number")));
         }
-        let piece = [count / last.max(1), last];
+        let piece = [count / row.max(1), row];
         let bytes = quant::encode(*dtype, &piece, *group, &values)?;
         // A quantized tensor has all its scales after all its values.
         let tail = group.map_or(0, |group| count / group * 2);

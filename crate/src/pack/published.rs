@@ -120,7 +120,8 @@ impl Job {
             .collect();
         let scales: Vec<f32> = self.loras.iter().map(|lora| lora.scale).collect();
         let format = options.format.to_string();
-        let all = to_json(&(&self.model, files, scales, &self.origins, (format, options.group, options.shard_bytes)))?;
+        let stored = (format, options.convolutions.to_string(), options.group, options.shard_bytes);
+        let all = to_json(&(&self.model, files, scales, &self.origins, stored))?;
         Ok(sha256_hex(all.to_string().as_bytes())[..16].to_owned())
     }
 
@@ -143,7 +144,7 @@ fn manifest(model: &mut Value, plan: &Plan, shards: &[ShardInfo]) -> Result<Stri
 fn plan_by_class(expected: &[Expected], options: &PackOptions) -> Result<Plan> {
     let format = |tensor: &Expected, divides: bool| match options.format {
         DType::Q4 | DType::Q8 if divides && tensor.name == TABLE => DType::Q8,
-        format => by_role(format, tensor.role, divides),
+        _ => by_role(options, tensor.role, divides),
     };
     plan(expected, options.group, options.shard_bytes, format)
 }
