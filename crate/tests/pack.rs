@@ -108,11 +108,8 @@ fn convolutions_are_quantized_where_it_is_asked_for_and_fits() {
     let mut model = toy::model();
     model["autoencoder"]["decoder_channels"] = json!([32, 6, 4, 4]);
     let source = toy::weights(&model);
-    let export = Export {
-        model_json: &model.to_string(),
-        tokenizer_json: TOKENIZER,
-        weights: &toy::safetensors(&source),
-    };
+    let export =
+        Export { model_json: &model.to_string(), tokenizer_json: TOKENIZER, weights: &toy::safetensors(&source) };
     let folder = Folder::new();
     for (format, convolutions) in [(DType::Q8, DType::Q8), (DType::Q4, DType::Q8), (DType::Q8, DType::F16)] {
         pack(&export, &folder.0, &PackOptions { convolutions, ..options(format) }).unwrap();

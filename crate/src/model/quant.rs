@@ -120,7 +120,9 @@ impl<'a> Stored<'a> {
 /// axis, or more values than can be counted.
 pub fn row_width(shape: &[usize]) -> Option<usize> {
     match shape {
-        [_, kernel @ ..] if kernel.len() >= 3 => kernel.iter().try_fold(1usize, |product, &dim| product.checked_mul(dim)),
+        [_, kernel @ ..] if kernel.len() >= 3 => {
+            kernel.iter().try_fold(1usize, |product, &dim| product.checked_mul(dim))
+        }
         shape => shape.last().copied(),
     }
 }
