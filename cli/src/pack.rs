@@ -49,16 +49,7 @@ pub struct Pack {
     /// Longest shard in MiB
     #[arg(long, value_name = "MIB", default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..=16))]
     shard_size: u64,
-    /// How convolutions are stored.
-#[derive(Clone, Copy, ValueEnum)]
-enum Convolutions {
-    /// 16-bit floats
-    F16,
-    /// 8 bits where the group divides the values that one output sums over, else f16
-    Q8,
-}
-
-/// How a causal model stores keys and values of finished frames; without it as its sampler says, with --family q8
+    /// How a causal model stores keys and values of finished frames; without it as its sampler says, with --family q8
     #[arg(long, value_enum)]
     cache: Option<Cache>,
     #[command(flatten)]
@@ -113,6 +104,15 @@ enum Format {
     Q8,
     /// Linear layers of the blocks in 4 bits, the rest in f16 and f32
     Q4,
+}
+
+/// How convolutions are stored.
+#[derive(Clone, Copy, ValueEnum)]
+enum Convolutions {
+    /// 16-bit floats
+    F16,
+    /// 8 bits where the group divides the values that one output sums over, else f16
+    Q8,
 }
 
 /// How a causal model stores keys and values.
