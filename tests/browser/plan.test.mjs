@@ -27,7 +27,7 @@ const line = (page, pattern) => page.locator('#needs').filter({ hasText: pattern
 
 test('what the built-in model needs is said while only its manifest is there', async () => {
 	const page = await site.open('device=cpu');
-	await line(page, /^This clip needs 17 MB to download and about \d\d MB of memory\.$/);
+	await line(page, /^This clip needs 13 MB to download and about \d\d MB of memory\.$/);
 	assert.deepEqual(weights(page), []);
 	assert.ok((await page.getAttribute('#prompt', 'aria-describedby')).split(' ').includes('needs'));
 });
