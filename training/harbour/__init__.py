@@ -27,7 +27,7 @@ def random_scene(rng, allow_held_out=False, **fixed):
 
 def render(described, width, height, frames, fps, device="cpu", eager=False):
     """Clips [B, T, 3, H, W]; there is nothing to compile here, `eager` is the interface's."""
-    return _render(described, width, height, frames, fps, device)
+    return _render(described, width, height, frames, fps, device, grain=presets.VIDEO.get("grain", 1.0))
 
 
 def held_out_prompts(count=10, seed=3):

@@ -52,7 +52,7 @@ def _gradient(x, y, t, palette, rng, dark):
     angle, a, b, c = (rng.uniform(0, math.tau) for _ in range(4))
     u, v = x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)
     bend = 0.28 * torch.sin(2.6 * v + a + t) + 0.16 * torch.sin(4.7 * u - 1.9 * v + b - t)
-    bend = bend + 0.10 * torch.sin(6.1 * v + c + 2 * t)
+    bend = bend + 0.10 * torch.sin(6.1 * v + c + t)
     field = 0.5 + 0.5 * torch.sin(3.0 * (u + bend) + a)
     sheen = 0.5 + 0.5 * torch.sin(4.2 * (v - 0.7 * bend) + b + t)
     picture = _mix(palette[1], palette[2], smooth(field))
@@ -68,7 +68,7 @@ def _ripples(x, y, t, palette, rng, dark):
         cx, cy = rng.uniform(-0.45, 0.45), rng.uniform(-0.4, 0.4)
         far = ((x - cx) ** 2 + (y - cy) ** 2 + 0.004).sqrt()
         k = (30.0, 24.0)[i]
-        wave = torch.cos(k * far - 3 * t + rng.uniform(0, math.tau)) / (1.0 + 2.2 * far)
+        wave = torch.cos(k * far - t + rng.uniform(0, math.tau)) / (1.0 + 2.2 * far)
         light = light + wave * (0.75, 0.55)[i]
     across = rng.uniform(-0.5, 0.5)
     base = smooth(0.5 + 0.55 * (y + across * x) + 0.10 * torch.sin(t) + 0.10 * light)

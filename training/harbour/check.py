@@ -6,8 +6,9 @@ import time
 
 import torch
 
-from . import abstract, captions, physics, render, scenes as S, trace
+from . import abstract, captions, physics, scenes as S, trace
 from .objects import distance
+from .render import render, truth
 
 FINE = [i / 240 for i in range(320)]  # seconds
 
@@ -84,7 +85,7 @@ def apart():
 def hidden():
     """What passes behind something is gone for a while and comes out again."""
     for scene in drawn(30, 3, motion="passes", camera="still"):
-        area = render.truth(scene, 64, 64, 25, 18.0)["masks"][0].sum((1, 2))
+        area = truth(scene, 64, 64, 25, 18.0)["masks"][0].sum((1, 2))
         gone = int(area.argmin())
         assert area[gone] < 0.15 * area.max(), (area, scene)
         assert area[:gone].max() > 0.5 * area.max() and area[gone:].max() > 0.5 * area.max(), "comes out again"
@@ -159,12 +160,12 @@ def misread(scene, told, whole):
 def pictures():
     some = drawn(6, 8) + drawn(2, 8, type="abstract")
     for width, height in ((128, 128), (176, 96), (96, 176)):
-        clips = render.render(some, width, height, 5)
+        clips = render(some, width, height, 5)
         assert clips.shape == (8, 5, 3, height, width) and clips.min() >= 0 and clips.max() <= 1
         assert not clips.isnan().any()
-        assert torch.equal(clips, render.render(some, width, height, 5)), "the same twice"
+        assert torch.equal(clips, render(some, width, height, 5)), "the same twice"
         for i, scene in enumerate(some):
-            single = render.render([scene], width, height, 5)[0]
+            single = render([scene], width, height, 5)[0]
             # the last bits depend on how a vector is cut; at an edge that may decide a pixel
             assert ((single - clips[i]).abs() > 2e-3).float().mean() < 1e-4, "single and batch"
 
@@ -176,16 +177,16 @@ def masks():
         scene = drawn(1, 9, kind=kind, colour="red", material="matte", setting="sand", layout="single", weather="clear",
                       camera="pan left", motion="rests", time="noon")[0]
         other = {**scene, "objects": [{**scene["objects"][0], "colour": "blue"}]}
-        truth = render.truth(scene, 128, 96, 5)
-        mask = truth["masks"][0]
-        change = (render.render([scene], 128, 96, 5) - render.render([other], 128, 96, 5))[0].abs().amax(1)
+        found = truth(scene, 128, 96, 5)
+        mask = found["masks"][0]
+        change = (render([scene], 128, 96, 5) - render([other], 128, 96, 5))[0].abs().amax(1)
         share = change[mask > 0.95].gt(0.08).float().mean()
         assert share > 0.5, (kind, share)  # bands, roofs and lamps keep their colour
         assert change[mask == 0].max() < 0.01, kind
         grid_v, grid_u = torch.meshgrid(torch.arange(96) + 0.5, torch.arange(128) + 0.5, indexing="ij")
         total = mask.sum((1, 2))
         centre = torch.stack(((mask * grid_u).sum((1, 2)), (mask * grid_v).sum((1, 2))), 1) / total[:, None]
-        far = (centre - truth["screen"][0, :, :2]).norm(dim=1).max()
+        far = (centre - found["screen"][0, :, :2]).norm(dim=1).max()
         assert far < {"ball": 0.8, "ring": 1.0}.get(kind, 6.0), (kind, far)
 
 

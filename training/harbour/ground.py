@@ -12,7 +12,8 @@ SLOPE = 1.7  # the picture's waves are steeper than those that things float on, 
 
 def land(scene, lights, eye, dx, dy, dz, pixel):
     """Colours [3, n, h, w] of the ground along rays (unit vectors) and distances [n, h, w]. `scene` [n] is the index
-    of each view's light in the table `lights`, `eye` [n, 3, 1, 1], `pixel` the angle of a pixel."""
+    of each view's light in the table `lights`, `eye` [n, 3, 1, 1], `pixel` the angle of the
+    finest detail."""
     far = eye[:, 1] / (-dy).clamp_min(3e-3)
     x, z = eye[:, 0] + dx * far, eye[:, 2] + dz * far
     deep = far * pixel / (-dy).clamp_min(3e-3)  # metres along the ground that a pixel covers

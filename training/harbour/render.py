@@ -14,15 +14,16 @@ from .sky import Sky
 SHINING = {"lantern": (0.0, 2.6, 0.34), "tower": (1.27, 2.0, 0.40)}  # height, reach and strength of the halo, in units
 
 
-def render(scenes, width=128, height=128, frames=17, fps=12.0, device="cpu", pixels=None):
-    """Clips [B, T, 3, H, W], 0..1, of a list of scenes; `pixels` bounds how many are worked on at once."""
+def render(scenes, width=128, height=128, frames=17, fps=12.0, device="cpu", pixels=None, grain=1.0):
+    """Clips [B, T, 3, H, W], 0..1, of a list of scenes; `pixels` bounds how many are worked on at once. Waves,
+    ground, sky and weather have no detail finer than `grain` pixels; objects are as sharp as pixels allow."""
     video = torch.empty(len(scenes), frames, 3, height, width, device=device)
     world = [i for i, scene in enumerate(scenes) if scene["type"] == "world"]
     plain = [i for i, scene in enumerate(scenes) if scene["type"] == "abstract"]
     at_once = max(1, int((pixels or (6e5 if torch.device(device).type == "cpu" else 3e7)) / (width * height * frames)))
     with torch.no_grad():
         for part in (world[i:i + at_once] for i in range(0, len(world), at_once)):
-            video[part] = _Picture([scenes[i] for i in part], width, height, frames, fps, device).clips()
+            video[part] = _Picture([scenes[i] for i in part], width, height, frames, fps, device, grain).clips()
         for part in (plain[i:i + at_once] for i in range(0, len(plain), at_once)):
             video[part] = abstract.render([scenes[i] for i in part], width, height, frames, device)
     return video
@@ -54,7 +55,8 @@ def _chosen(table, index):
 class _Picture:
     """The clips of some scenes while they are painted: planes [3, B, T, H, W]."""
 
-    def __init__(self, scenes, width, height, frames, fps, device):
+    def __init__(self, scenes, width, height, frames, fps, device, grain=1.0):
+        self.grain = grain
         self.width, self.height, self.frames, self.device = width, height, frames, device
         self.stage = stages.Stage(scenes, width, height, frames, fps, device)
         self.lights = self.stage.lights
@@ -64,7 +66,7 @@ class _Picture:
         self.wet = [scene["setting"] in ("water", "harbour") for scene in scenes]
         self.planes = torch.empty(3, len(scenes), frames, height, width, device=device)
         self.slopes = torch.zeros(2, len(scenes), frames, height, width, device=device) if any(self.wet) else None
-        self.sky = Sky(self.stage.light_rows, scenes, width, height, device)
+        self.sky = Sky(self.stage.light_rows, scenes, width, height, device, grain)
 
     def clips(self):
         self.scenery()
@@ -109,13 +111,14 @@ class _Picture:
                 rays = [ray.repeat_interleave(self.frames, 0) for ray in rays]
             if wet:
                 time = self.stage.times.repeat(len(part))[:, None, None]
-                colour, _, slope_x, slope_z = ground.water(scene, self.lights, self.sky, eye, *rays, self.pixel, time)
+                colour, _, slope_x, slope_z = ground.water(scene, self.lights, self.sky, eye, *rays, self.grain * self.pixel,
+                                                         time)
                 slopes = torch.stack((slope_x, slope_z)).reshape(2, len(part), self.frames, rows, self.width)
                 self.slopes[:, part, :, bottom] = slopes
             elif kind == "studio":
                 colour = ground.studio(scene, self.sky, *rays)
             else:
-                colour, _ = ground.land(scene, self.lights, eye, *rays, self.pixel)
+                colour, _ = ground.land(scene, self.lights, eye, *rays, self.grain * self.pixel)
             colour = colour.reshape(3, len(part), -1, rows, self.width)
             below = (0.5 - rays[1] / self.pixel).clamp(0.0, 1.0).reshape(len(part), -1, rows, self.width)
             blend = sky_rows - ground_top  # rows that have some of both
@@ -316,7 +319,7 @@ class _Picture:
             kind = {"rain": weather.RAIN, "snow": weather.SNOW}.get(scene["weather"])
             if kind:
                 alpha = weather.cover(kind, scene["seed"], self.stage.eye[i], self.stage.axes[i], self.stage.times,
-                                      self.width, self.height)
+                                      self.width, self.height, self.grain)
                 light = self.lights.values["ambient"][i] * 0.75 + 0.25
                 colour = (torch.tensor(kind["colour"], device=self.device) * light).clamp_max(1.0)[:, None, None, None]
                 self.planes[:, i] = torch.lerp(self.planes[:, i], colour, alpha)

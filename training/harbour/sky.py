@@ -65,16 +65,19 @@ def size_for(width, height):
 class Sky:
     """The panoramas of a batch; `at` looks them up."""
 
-    def __init__(self, lights, scenes, width, height, device):
+    def __init__(self, lights, scenes, width, height, device, grain=1.0):
         columns, rows = size_for(width, height)
         self.count = len(scenes)
         picture = _panorama(lights, scenes, columns, rows, device)  # [B, 3, rows, columns], the horizon comes last
+        if grain > 1:
+            rows, columns = round(rows / grain), round(columns / grain)
+            picture = F.interpolate(picture, size=(rows, columns), mode="area")
         # in waves, lights are drawn out downwards
         reach = rows // 11
         summed = F.pad(picture, (0, 0, reach + 1, reach), mode="replicate").cumsum(2)
         waves = (summed[:, :, 2 * reach + 1:] - summed[:, :, :-2 * reach - 1]) / (2 * reach + 1)
         # curved metal shows all of the sky in a few pixels
-        soft = F.interpolate(picture, size=(rows // 6, columns // 6), mode="area")
+        soft = F.interpolate(picture, size=(round(rows * grain / 6), round(columns * grain / 6)), mode="area")
         maps = {"sharp": picture, "waves": torch.lerp(picture, waves, 0.75), "soft": soft}
         self.maps = {name: plane.permute(1, 0, 2, 3).flatten(1, 2)[None] for name, plane in maps.items()}
 

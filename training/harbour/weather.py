@@ -19,8 +19,15 @@ def _seeds(count, device):
     return torch.rand(5, count, generator=torch.Generator().manual_seed(23)).to(device)
 
 
-def cover(kind, seed, eye, axes, times, width, height):
+def coarser(kind, grain):
+    """Fewer and wider particles that cover about as much of the picture."""
+    return {**kind, "count": round(kind["count"] / grain), "radius": kind["radius"] * grain ** 0.5,
+            "length": kind["length"] * grain ** 0.5}
+
+
+def cover(kind, seed, eye, axes, times, width, height, grain=1.0):
     """Opacity [T, H, W] of rain or snow of one scene: eye [T, 3], axes [T, 3, 3], times [T] in seconds."""
+    kind = coarser(kind, grain)
     dice = _seeds(kind["count"], eye.device)
     shift = (seed % 97) / 97.0
     spans = [b - a for a, b in SPACE]
