@@ -80,8 +80,9 @@ def relay(common, folder):
 
 
 def main():
-    from . import model, noise
+    from . import model, noise, widen
     noise.check()
+    widen.check()
     print(f"noise: ok; model agrees with diffusers within {model.check():.1e}", flush=True)
     for world in sys.argv[1:] or ("meadow", "harbour", "harbour-large"):
         preset = "gpu" if world.endswith("large") else "cpu"

@@ -1,5 +1,5 @@
-"""Stage 3a, when wanted: fit a trained autoencoder to wider `decoder_channels`, more `latent_channels` or another
-`decoder_time_upscale`.
+"""Stage 3a, when wanted: fit a trained autoencoder to wider `encoder_channels` or `decoder_channels`, more
+`latent_channels` or another `decoder_time_upscale`.
 
     python -m training.widen
 
@@ -8,8 +8,8 @@ layers. The old channels read nothing from the new ones at first, so the decoder
 al., "Net2Net: accelerating learning via knowledge transfer", 2016, with zeros instead of copies), and
 `train_decoder` goes on from there. The encoder, and with it all latents, stays as it is.
 
-New latent channels are random features that the decoder does not read yet: `train_autoencoder` goes on from there, and
-all latents have to be made again.
+New channels of the encoder and new latent channels are random features that nothing old reads yet: `train_autoencoder`
+goes on from there, and all latents have to be made again.
 
 Where frames now multiply at another stage, a layer that newly makes two frames starts with the same one twice, and one
 that made two starts with their mean: not what it computed, but near enough to be quicker than a fresh start.
@@ -18,7 +18,7 @@ that made two starts with their mean: not what it computed, but near enough to b
 import torch
 
 from . import presets
-from .autoencoder import Autoencoder, MemBlock, TGrow
+from .autoencoder import Autoencoder, MemBlock, TGrow, TPool
 from .progress import note, save_weights
 
 
@@ -56,47 +56,71 @@ def regrown(weight, stride):
     return weight.unflatten(0, (stride, before // stride, -1)).mean(1).flatten(0, 1)
 
 
-@torch.no_grad()
-def more_latents(state, encoder):
-    """The encoder's part of a state dictionary with as many latent channels as `encoder` makes; the new ones random."""
-    last = f"encoder.{len(encoder) - 1}"
-    kept = {name: value for name, value in state.items() if name.startswith("encoder.")}
-    for part, own in (("weight", encoder[-1].weight), ("bias", encoder[-1].bias)):
-        old = kept[f"{last}.{part}"]
-        kept[f"{last}.{part}"] = torch.cat([old, own[len(old):]])
-    return kept
+def encoder_widths(state):
+    """The encoder's channels that a state dictionary was made with."""
+    return [state["encoder.0.weight"].shape[0], *(state[f"encoder.{3 + 5 * stage}.weight"].shape[0] for stage in range(3))]
+
+
+class Fitting:
+    """Puts the layers of a state dictionary into the corner of wider ones."""
+
+    def __init__(self, state):
+        self.state = state
+
+    def conv(self, name, layer, outs, ins, quiet=False):
+        """`outs` and `ins` are (old width, new width) of the channels."""
+        weight, bias = self.state[f"{name}.weight"], self.state.get(f"{name}.bias")
+        put(layer, weight, bias, place(weight.shape[0], *outs), place(weight.shape[1], *ins), quiet)
+
+    def memory(self, name, block, width):
+        self.conv(f"{name}.conv.0", block.conv[0], width, width)
+        self.conv(f"{name}.conv.2", block.conv[2], width, width)
+        self.conv(f"{name}.conv.4", block.conv[4], width, width, quiet=True)
+
+
+def widen_encoder(fitting, model, widths, latents):
+    """`widths` are (old, new) channels of every stage, `latents` those of the latents."""
+    pixels = model.encoder[0].weight.shape[1]
+    seen, stage = (pixels, pixels), 0
+    for index, layer in enumerate(model.encoder):
+        name = f"encoder.{index}"
+        if isinstance(layer, MemBlock):
+            fitting.memory(name, layer, seen)
+        elif isinstance(layer, TPool):
+            fitting.conv(f"{name}.conv", layer.conv, seen, seen)
+        elif isinstance(layer, torch.nn.Conv2d):
+            last = index == len(model.encoder) - 1
+            here = latents if last else widths[stage]
+            fitting.conv(name, layer, here, seen)
+            seen, stage = here, stage + 1
 
 
 def widen(state, config):
     """The autoencoder of `config` that computes what `state` does."""
     state = dict(state)
     old, new = widths(state), config["decoder_channels"]
-    if len(old) != len(new) or any(a > b for a, b in zip(old, new)):
-        raise SystemExit(f"the decoder's channels {old} don't fit into {new}")
-    model = Autoencoder(config)
-    model.load_state_dict(model.state_dict() | more_latents(state, model.encoder))
-    before, pixels = state["decoder.1.weight"].shape[1], config["image_channels"] * config["patch_size"] ** 2
+    encoder = list(zip(encoder_widths(state), config["encoder_channels"]))
+    if len(old) != len(new) or any(a > b for a, b in [*zip(old, new), *encoder]):
+        raise SystemExit(f"the channels {[a for a, _ in encoder]} and {old} don't fit into "
+                         f"{config['encoder_channels']} and {new}")
+    model, fitting = Autoencoder(config), Fitting(state)
+    latents = state["decoder.1.weight"].shape[1], config["latent_channels"]
+    pixels = config["image_channels"] * config["patch_size"] ** 2
+    widen_encoder(fitting, model, encoder, latents)
 
-    def fit(name, layer, outs, ins, quiet=False):
-        """`outs` and `ins` are (old width, new width) of the channels."""
-        weight, bias = state[f"{name}.weight"], state.get(f"{name}.bias")
-        put(layer, weight, bias, place(weight.shape[0], *outs), place(weight.shape[1], *ins), quiet)
-
-    stage, seen = 0, (before, config["latent_channels"])
+    stage, seen = 0, latents
     for index, layer in enumerate(model.decoder):
         name, here = f"decoder.{index}", (old[stage], new[stage])
         if isinstance(layer, MemBlock):
-            fit(f"{name}.conv.0", layer.conv[0], here, here)
-            fit(f"{name}.conv.2", layer.conv[2], here, here)
-            fit(f"{name}.conv.4", layer.conv[4], here, here, quiet=True)
+            fitting.memory(name, layer, here)
         elif isinstance(layer, TGrow):
             key = f"{name}.conv.weight"
             state[key] = regrown(state[key], layer.stride)
-            fit(f"{name}.conv", layer.conv, here, here)
+            fitting.conv(f"{name}.conv", layer.conv, here, here)
             stage, seen = stage + 1, here
         elif isinstance(layer, torch.nn.Conv2d):
             last = index == len(model.decoder) - 1
-            fit(name, layer, (pixels, pixels) if last else here, seen, quiet=last)
+            fitting.conv(name, layer, (pixels, pixels) if last else here, seen, quiet=last)
             seen = here
     return model
 
@@ -129,9 +153,9 @@ def check():
     grown = sum(p.numel() for p in wide.decoder.parameters()) - sum(p.numel() for p in model.decoder.parameters())
     assert grown > 0
     channels = narrow["latent_channels"]
-    finer = widen(model.state_dict(), dict(narrow, latent_channels=channels + 4))
+    finer = widen(model.state_dict(), dict(narrow, latent_channels=channels + 4, encoder_channels=[8, 12, 16, 24]))
     video = torch.rand(1, 5, 3, 32, 32)
-    assert torch.equal(finer.encode(video)[:, :channels], model.encode(video))
+    assert (finer.encode(video)[:, :channels] - model.encode(video)).abs().max() < 1e-5
     assert (finer.decode(finer.encode(video)) - model.decode(model.encode(video))).abs().max() < 1e-4
     earlier = widen(model.state_dict(), dict(narrow, decoder_time_upscale=[True, True, False]))
     assert earlier.decode(latents).shape == expected.shape
