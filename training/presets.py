@@ -81,7 +81,7 @@ CPU = {
                 "muon_lr": 1e-3, "pool": 384, "noise": 0.12, "ema": 0.995, "fast": 0.5},
     "latents": {"clips": 8192, "shard": 256, "batch": 2, "minutes": 20},
     "probe": {"minutes": 4, "batch": 32, "lr": 1e-3, "muon_lr": 1e-3, "pool": 256, "held": 512},
-    "text": {"minutes": 2, "batch": 64, "lr": 1e-3, "confusable": 0.3},
+    "text": {"minutes": 2, "batch": 64, "lr": 1e-3, "muon_lr": 2e-3, "confusable": 0.3},
     "teacher": {"minutes": 65, "batch": 32, "lr": 1e-3, "muon_lr": 2e-3, "ema": 0.995, "given": 0.15,
                 "naming": 0.1, "reading": 0.1, "confusable": 0.15, "bake": 1.0, "guidance": 2.5},
     "distill": {"minutes": 15, "batch": 16, "lr": 3e-4, "muon_lr": 5e-4, "ema": 0.98, "given": 0.15, "guidance": 3.0,

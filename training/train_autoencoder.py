@@ -2,7 +2,7 @@
 
     python -m training.train_autoencoder [--preset cpu] [--minutes 20]
 
-Loss: L1, L2 and the L1 of gradients in space and time. During training the latents pass an
+Loss: L1, L2 and the L1 of gradients in space and time and of mean colours. During training the latents pass an
 affine-free batch normalisation; at the end its running statistics over whole
 clips are folded into the last encoder convolution. Writes autoencoder.pt and
 autoencoder.json (PSNR in dB on held-out scenes) into the work folder; resumes
@@ -84,14 +84,17 @@ def gradients(x):
 
 
 def reconstruction_loss(out, target):
-    """L1, L2 and the L1 of gradients in space and time; small objects count more than wide skies, or come last."""
+    """L1, L2, the L1 of gradients in space and time and of mean colours; small objects count more than wide skies, or
+    come last."""
     weight = 1.0 + 4.0 * salience(target).unsqueeze(-3)
     weight = weight / weight.mean()
     loss = ((out - target).abs() * weight).mean() + 2.0 * ((out - target).square() * weight).mean()
     for a, b in zip(gradients(out), gradients(target)):
         loss = loss + 1.0 * (a - b).abs().mean()
-    # what changes from frame to frame has to be what changes in the target: flicker costs
     error = out - target
+    # the mean colour of a latent's cell, frame by frame: the eye sees it first, and the weights above make little of it
+    loss = loss + 2.0 * F.avg_pool2d(error.flatten(0, 1), presets.cell()).abs().mean()
+    # what changes from frame to frame has to be what changes in the target: flicker costs
     return loss + 1.0 * ((error[:, 1:] - error[:, :-1]).abs() * weight[:, 1:]).mean()
 
 

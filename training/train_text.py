@@ -5,7 +5,7 @@
 The last state of a caption (its </s>) has to name every attribute of the scene. Captions leave attributes out, so the
 loss does not reach 0; what counts is that it meets full captions. The denoiser then starts from embeddings in which
 colour, shape and motion already lie apart, and need not find that out through a noisy picture. The encoder trains on
-with the denoiser. Writes text.pt.
+with the denoiser. Writes text.pt; one that is there is trained on.
 
 With --beside a new encoder for the denoiser of teacher.pt is trained: its states stay near those that the denoiser
 knows, but for the captions that the old encoder cannot tell from others. It takes the old one's place in teacher.pt.
@@ -61,6 +61,10 @@ def last_states(model, ids):
     return states_and_last(model, ids)[1]
 
 
+def is_block_matrix(name, parameter):
+    return parameter.ndim == 2 and ".block." in name and "relative_attention_bias" not in name
+
+
 @torch.no_grad()
 def read_right(model, reader, tokenizer, rng, confusable, count=512):
     """Share of full captions from whose last state each attribute is read, as text."""
@@ -85,9 +89,12 @@ def main():
     if args.beside:
         known = TextToVideo(tokenizer.get_vocab_size()).to(device).requires_grad_(False)
         known.load_state_dict(torch.load(work / "teacher.pt", map_location=device))
+    elif (work / "text.pt").exists():
+        model.text_encoder.load_state_dict(torch.load(work / "text.pt", map_location=device))
+        note(work, "text: goes on from text.pt")
     reader = AttributeReader(presets.TEXT_ENCODER["d_model"]).to(device)
     trained = torch.nn.ModuleDict({"text_encoder": model.text_encoder, "reader": reader})
-    optimiser = Muon(groups(trained.named_parameters(), lambda n, p: False, 0.0, options["lr"], 0.01))
+    optimiser = Muon(groups(trained.named_parameters(), is_block_matrix, options["muon_lr"], options["lr"], 0.01))
     budget, start, step, total = options["minutes"] * 60, time.time(), 0, 0.0
     while (done := (time.time() - start) / budget) < 1:
         optimiser.set_scale(min((step + 1) / 50, 1.0, (1.0 - done) / 0.3 + 0.01))
