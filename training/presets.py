@@ -56,8 +56,8 @@ MEADOW = {
 
 HARBOUR = copy.deepcopy(MEADOW)
 HARBOUR["world"] = "harbour"
-# Scenery has no detail finer than `grain` pixels: latents of 16x16 pixels cannot hold the glitter of waves, and what
-# they cannot hold a decoder blurs. 26 dB with one pixel, whatever the length of training.
+# Scenery has no detail finer than `grain` pixels: latents of 16x16 pixels hardly hold the glitter of waves, and what
+# they do not hold a decoder blurs.
 HARBOUR["video"].update(sizes=[[128, 128], [176, 96]], caption_tokens=48, grain=3.0)
 # more to show in a clip than in a meadow: three objects of eight shapes; the width lies where pictures are small
 HARBOUR["autoencoder"].update(latent_channels=64, encoder_channels=[32, 48, 96, 128],
