@@ -10,11 +10,11 @@ use std::path::Path;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use common::{TempDir, goldens, root};
+use common::{TempDir, root, tiny_model};
 use kinora::engine::{DeviceChoice, Engine, GenerateRequest, wait};
 use kinora::model::manifest::{ClipSize, DType};
 use kinora::model::plan::{MemoryPlan, PlanRequest, Target, TextWeights};
-use kinora::pack::{Export, PackOptions, pack, read_manifest};
+use kinora::pack::{PackOptions, read_manifest};
 use serde_json::{Value, json};
 
 /// The system's allocator, counted.
@@ -68,15 +68,7 @@ fn most<T>(base: usize, work: impl FnOnce() -> T) -> (T, u64) {
 
 /// The tiny model with changes.
 fn tiny(format: DType, change: impl FnOnce(&mut Value)) -> TempDir {
-    let dir = TempDir::new();
-    let read = |name: &str| std::fs::read(goldens().join("tiny").join(name)).expect("the goldens are committed");
-    let mut model: Value = serde_json::from_slice(&read("model.json")).expect("json");
-    change(&mut model);
-    let (model, tokenizer, weights) = (model.to_string(), read("tokenizer.json"), read("weights.safetensors"));
-    let export = Export { model_json: &model, tokenizer_json: &tokenizer, weights: &weights };
-    pack(&export, dir.path(), &PackOptions { format, group: 32, ..PackOptions::default() })
-        .expect("the tiny model packs");
-    dir
+    tiny_model(&PackOptions { format, ..PackOptions::default() }, change)
 }
 
 fn offer(model: &mut Value, width: u32, height: u32, frames: u32) {

@@ -5,13 +5,13 @@ mod common;
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use common::{TempDir, goldens};
+use common::{TempDir, goldens, tiny_model};
 use kinora::directory::{TextPart, encoder_files};
 use kinora::engine::{DeviceChoice, Engine, GenerateRequest, wait};
 use kinora::error::Error;
 use kinora::model::manifest::{DType, Manifest};
 use kinora::model::shards::sha256_hex;
-use kinora::pack::{Export, PackOptions, pack, read_manifest, verify};
+use kinora::pack::{PackOptions, read_manifest, verify};
 use kinora::text::TextEncoder;
 use kinora::text::prompts::{Embeddings, PromptPack};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
@@ -22,15 +22,7 @@ const CAT: &str = "a slow cat";
 
 /// The tiny model in small shards, so that the text encoder has some of its own.
 fn tiny(change: impl FnOnce(&mut Value)) -> TempDir {
-    let dir = TempDir::new();
-    let read = |name: &str| std::fs::read(goldens().join("tiny").join(name)).expect("the goldens are committed");
-    let mut model: Value = serde_json::from_slice(&read("model.json")).expect("json");
-    change(&mut model);
-    let (model, tokenizer, weights) = (model.to_string(), read("tokenizer.json"), read("weights.safetensors"));
-    let export = Export { model_json: &model, tokenizer_json: &tokenizer, weights: &weights };
-    let options = PackOptions { format: DType::F32, shard_bytes: 16 << 10, ..PackOptions::default() };
-    pack(&export, dir.path(), &options).expect("the tiny model packs");
-    dir
+    tiny_model(&PackOptions { format: DType::F32, shard_bytes: 16 << 10, ..PackOptions::default() }, change)
 }
 
 fn guided(model: &mut Value) {

@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use kinora::engine::{Engine, wait};
+use kinora::pack::{Export, PackOptions, pack};
 use kinora::stage::{Stage, run_stage};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde_json::Value;
 
 /// Folder of the committed goldens.
 pub fn goldens() -> PathBuf {
@@ -16,6 +18,18 @@ pub fn goldens() -> PathBuf {
 /// The project's folder.
 pub fn root() -> PathBuf {
     Path::new(&std::env::var("CARGO_MANIFEST_DIR").expect("cargo sets it")).join("..")
+}
+
+/// The tiny model with changes to its `model.json`, packed.
+pub fn tiny_model(options: &PackOptions, change: impl FnOnce(&mut Value)) -> TempDir {
+    let dir = TempDir::new();
+    let read = |name: &str| std::fs::read(goldens().join("tiny").join(name)).expect("the goldens are committed");
+    let mut model: Value = serde_json::from_slice(&read("model.json")).expect("json");
+    change(&mut model);
+    let (model, tokenizer, weights) = (model.to_string(), read("tokenizer.json"), read("weights.safetensors"));
+    let export = Export { model_json: &model, tokenizer_json: &tokenizer, weights: &weights };
+    pack(&export, dir.path(), options).expect("the tiny model packs");
+    dir
 }
 
 /// f32 values of a tensor.
