@@ -1,10 +1,13 @@
 """Batches for the denoiser: cached latents with freshly drawn captions, and given (clean) frames."""
 
+import json
 import random
 
+import numpy as np
 import torch
 
 from . import presets, worlds
+
 
 def encode(tokenizer, texts):
     """Token ids [B, L] padded with 0, as long as captions get."""
@@ -58,57 +61,88 @@ def share_right(logits, attributes):
     return ((logits.argmax(-1) == attributes) & known).sum().item() / max(known.sum().item(), 1)
 
 
+DRAWN, FULL = 8, 3  # captions kept of a scene: with omissions, and full ones
+
+
+def about(described, tokenizer, rng, size):
+    """What is to be known of scenes beside their latents, as arrays: `near` [N, F, h, w] (`object_cells`), `attributes`
+    [N, A] (`attribute_indices`), token ids of `captions` [N, DRAWN, L] and `full` ones [N, FULL, L], `confusable` [N],
+    the `scenes` as JSON."""
+    width, height = presets.padded(size)
+    cell, frames = presets.cell(), (presets.VIDEO["frames"] + 3) // 4
+    drawn = [encode(tokenizer, [worlds.caption(scene, rng) for _ in range(DRAWN)]) for scene in described]
+    full = [encode(tokenizer, [worlds.caption(scene, rng, full=True) for _ in range(FULL)]) for scene in described]
+    return {"near": object_cells(described, (1, frames, height // cell, width // cell)).numpy(),
+            "attributes": attribute_indices(described).numpy(),
+            "captions": torch.stack(drawn).short().numpy(), "full": torch.stack(full).short().numpy(),
+            "confusable": np.array([worlds.confusable(scene) for scene in described]),
+            "scenes": np.array(json.dumps(described))}
+
+
 class Group:
-    """Cached clips of one size: latents [N, C, F, h, w], scenes, cells with objects and attributes."""
+    """Cached clips of one size, as tensors on a device: latents [N, C, F, h, w] and what `about` returns."""
 
-    def __init__(self, latents, described, near, attributes):
-        self.latents, self.scenes, self.near, self.attributes = latents, described, near, attributes
-        self.confusable = [i for i, scene in enumerate(described) if worlds.confusable(scene)]
+    TENSORS = ("latents", "near", "attributes", "captions", "full", "confusable")
 
-    def add(self, other):
-        for name in ("latents", "near", "attributes"):
-            setattr(self, name, torch.cat([getattr(self, name), getattr(other, name)]))
-        self.confusable = self.confusable + [len(self.scenes) + i for i in other.confusable]
-        self.scenes = self.scenes + other.scenes
+    def __init__(self, shard, device):
+        for name in self.TENSORS:
+            setattr(self, name, torch.from_numpy(shard[name]).to(device))
+        self.device = device
+        self._find()
+
+    def __len__(self):
+        return len(self.latents)
+
+    def _find(self):
+        self.hard = self.confusable.nonzero()[:, 0]
+
+    def add(self, others):
+        for name in self.TENSORS:
+            setattr(self, name, torch.cat([getattr(group, name) for group in (self, *others)]))
+        self._find()
+
+    def some(self, count, confusable):
+        """Numbers of clips; a share of `confusable` are scenes whose words are easily taken for each other."""
+        chosen = torch.randint(len(self), (count,), device=self.device)
+        if confusable and len(self.hard):
+            hard = self.hard[torch.randint(len(self.hard), (count,), device=self.device)]
+            chosen = torch.where(torch.rand(count, device=self.device) < confusable, hard, chosen)
+        return chosen
+
+    def said(self, captions, chosen):
+        """Token ids [B, L] of one caption of each clip."""
+        return captions[chosen, torch.randint(captions.shape[1], (len(chosen),), device=self.device)].long()
 
 
 class LatentData:
     """Random batches from the shards that exist, each of one size; `refresh` takes in new ones."""
 
-    def __init__(self, work, tokenizer, seed, device, caption_dropout=0.1, object_weight=5.0, confusable=0.0):
-        self.work, self.tokenizer, self.device = work, tokenizer, device
+    def __init__(self, work, seed, device, caption_dropout=0.1, object_weight=5.0, confusable=0.0):
+        self.work, self.device = work, device
         self.dropout, self.weight, self.confusable = caption_dropout, object_weight, confusable
         self.rng = random.Random(seed)
-        self.groups, self.next = {}, 0
+        self.groups, self.shards = {}, set()
         self.refresh()
         if not self.groups:
             raise SystemExit("no latents in the work folder: run python -m training.make_latents first")
 
     def __len__(self):
-        return sum(len(group.scenes) for group in self.groups.values())
+        return sum(len(group) for group in self.groups.values())
 
     def refresh(self):
         from .make_latents import load_shards
-        shards, self.next = load_shards(self.work, self.next)
-        for shard in shards:
-            group, shape = Group(*shard), shard[0].shape[1:]
-            if shape in self.groups:
-                self.groups[shape].add(group)
-            else:
-                self.groups[shape] = group
-
-    def draw(self, group, count):
-        """Numbers of clips; a share of `confusable` are scenes whose words are easily taken for each other."""
-        hard = group.confusable or range(len(group.scenes))
-        return [self.rng.choice(hard) if self.rng.random() < self.confusable else self.rng.randrange(len(group.scenes))
-                for _ in range(count)]
+        fresh = {}
+        for group in load_shards(self.work, self.shards, self.device):
+            fresh.setdefault(group.latents.shape[1:], []).append(group)
+        for shape, groups in fresh.items():
+            known = self.groups.setdefault(shape, groups[0])
+            known.add([group for group in groups if group is not known])
 
     def captions(self, count):
         """Token ids [B, L] of full captions and what they say, as attributes [B, A]."""
         group = self.rng.choice(list(self.groups.values()))
-        chosen = self.draw(group, count)
-        texts = [worlds.caption(group.scenes[i], self.rng, full=True) for i in chosen]
-        return encode(self.tokenizer, texts).to(self.device), group.attributes[chosen].to(self.device)
+        chosen = group.some(count, self.confusable)
+        return group.said(group.full, chosen), group.attributes[chosen]
 
     def batch(self, count):
         """Latents [B, C, F, H, W], token ids [B, L], loss weights [B, 1, F, H, W], attributes [B, A].
@@ -116,14 +150,21 @@ class LatentData:
         Dropped captions are empty (only </s>).
         """
         groups = list(self.groups.values())
-        group, = self.rng.choices(groups, [len(group.scenes) for group in groups])
-        chosen = self.draw(group, count)
-        texts = ["" if self.rng.random() < self.dropout else worlds.caption(group.scenes[i], self.rng) for i in chosen]
+        group, = self.rng.choices(groups, [len(group) for group in groups])
+        chosen = group.some(count, self.confusable)
+        ids = group.said(group.captions, chosen)
+        ids[torch.rand(count, device=ids.device) < self.dropout] = empty(ids)[0]
         # Objects fill few cells; without weights they are what the model learns last. Weights do not move the optimum
         # of the loss, a mean for every element.
         weights = 1 + (self.weight - 1) * group.near[chosen][:, None].float()
-        return (group.latents[chosen].float().to(self.device), encode(self.tokenizer, texts).to(self.device),
-                weights.to(self.device), group.attributes[chosen].to(self.device))
+        return group.latents[chosen].float(), ids, weights, group.attributes[chosen]
+
+
+def empty(ids):
+    """Token ids of empty captions: only </s>."""
+    none = torch.zeros_like(ids)
+    none[:, 0] = 1
+    return none
 
 
 def given_frames(count, frames, share, rng):

@@ -64,29 +64,32 @@ def walk(teacher, noise, ids, sigmas, substeps, guidance):
 
 
 class Walks:
-    """The last walks of every size: states and mean velocities [S, C, F, H, W] and token ids [L] of each."""
+    """The last `keep` walks of every size: states and mean velocities [S, C, F, H, W] and token ids [L] of each."""
 
     def __init__(self, sigmas, keep, rng):
         self.sigmas, self.keep, self.rng, self.groups = sigmas, keep, rng, {}
 
     def add(self, states, velocities, ids):
-        kept = self.groups.setdefault(states.shape[2:], [])
-        kept += zip(states.half(), velocities.half(), ids)
-        del kept[:-self.keep]
+        fresh = states.half(), velocities.half(), ids
+        shape = states.shape[2:]
+        if shape not in self.groups:
+            self.groups[shape] = [[part.new_empty(self.keep, *part.shape[1:]) for part in fresh], 0]
+        kept, count = self.groups[shape]
+        places = (torch.arange(len(ids), device=ids.device) + count) % self.keep
+        for rows, part in zip(kept, fresh):
+            rows[places] = part
+        self.groups[shape][1] += len(ids)
 
     def draw(self, count):
         """States [count, ...] of random walks of one size, their sigmas [count, 1], targets and ids.
 
         Every sigma comes equally often.
         """
-        kept = self.rng.choice(list(self.groups.values()))
-        chosen = [kept[self.rng.randrange(len(kept))] for _ in range(count)]
-        first = self.rng.randrange(len(self.sigmas))
-        which = [(first + i) % len(self.sigmas) for i in range(count)]
-        states = torch.stack([walk[0][i] for walk, i in zip(chosen, which)]).float()
-        targets = torch.stack([walk[1][i] for walk, i in zip(chosen, which)]).float()
-        levels = torch.tensor([self.sigmas[i] for i in which], device=states.device)
-        return states, levels[:, None], targets, torch.stack([walk[2] for walk in chosen])
+        (states, velocities, ids), seen = self.rng.choice(list(self.groups.values()))
+        chosen = torch.randint(min(seen, self.keep), (count,), device=ids.device)
+        which = (torch.arange(count, device=ids.device) + self.rng.randrange(len(self.sigmas))) % len(self.sigmas)
+        levels = torch.tensor(self.sigmas, device=ids.device)[which]
+        return states[chosen, which].float(), levels[:, None], velocities[chosen, which].float(), ids[chosen]
 
 
 def taught_shift(work, teacher):
@@ -138,12 +141,14 @@ def main():
     seed = options["seed"] + 100 + step + 100003 * rank
     torch.manual_seed(seed)
     rng = random.Random(seed + 1)
-    data = LatentData(work, tokenizer, seed + 2, device, caption_dropout=0.0)
-    run = distributed.shared(student if args.eager else torch.compile(student))
-    look = teacher if args.eager else torch.compile(teacher)
+    data = LatentData(work, seed + 2, device, caption_dropout=0.0)
+    if not args.eager:
+        student.compiled()
+        teacher.compiled()
+    run = distributed.shared(student)
     clock = Clock(work, args.name, options, spent)
     batch = max(2, options["batch"] // world)
-    walkers = max(1, batch // 2)
+    walkers = max(1, options["walkers"] // world)
     if rank == 0:
         note(work, f"distillation: starts at step {step}, sigmas {[round(s, 4) for s in sigmas]}")
     walks = Walks(sigmas, options["keep"], rng)
@@ -162,13 +167,13 @@ def main():
             ids = encode(tokenizer, texts).to(device)
             noise = torch.randn(walkers, *sampling.latent_shape(rng.choice(presets.VIDEO["sizes"])), device=device)
             with autocast(device):
-                walks.add(*walk(look, noise, ids, path, options["substeps"], options["guidance"]), ids)
+                walks.add(*walk(teacher, noise, ids, path, options["substeps"], options["guidance"]), ids)
         x, level, target, ids = walks.draw(2 * batch)
         with autocast(device):
             prediction = run(x, level.expand(-1, x.shape[2]).contiguous(), ids)
         loss = (prediction.float() - target).square().mean()
         loss.backward()
-        total = loss.item()
+        losses.append(loss.detach())
         if step % 4 == 0:
             latents, given_ids, weights, _ = data.batch(batch)
             x, level, target, mask = noised(latents, dict(options, given=1.0), rng)
@@ -180,9 +185,8 @@ def main():
         student.zero_grad(set_to_none=True)
         step += 1
         average(ema, student, min(options["ema"], (step + 1) / (step + 10)))
-        losses.append(total)
         if step % 10 == 0:
-            log.append((step, round(elapsed), sum(losses) / len(losses)))
+            log.append((step, round(elapsed), torch.stack(losses).mean().item()))
             losses = []
         if rank != 0:
             continue

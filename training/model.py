@@ -61,6 +61,7 @@ class TextToVideo(torch.nn.Module):
         config["patch_size"] = tuple(config["patch_size"])
         self.transformer = WanTransformer3DModel(qk_norm="rms_norm_across_heads", **config)
         self.max_tokens = presets.TEXT_ENCODER["max_tokens"]
+        self.run_block = run_block
         with torch.no_grad():
             # residual branches and the output start small, embeddings at unit scale
             self.text_encoder.shared.weight.normal_(0, 1)
@@ -74,6 +75,11 @@ class TextToVideo(torch.nn.Module):
             self.transformer.proj_out.weight.zero_()
             self.transformer.proj_out.bias.zero_()
 
+    def compiled(self):
+        """Itself, with blocks that torch.compile makes faster: one compilation serves all of them."""
+        self.run_block = torch.compile(run_block, dynamic=False)
+        return self
+
     def encode_text(self, ids):
         """Embeddings [B, L, D] of ids [B, L] padded with 0, zero on the padding, and the lengths [B]."""
         mask = ids != 0
@@ -86,7 +92,7 @@ class TextToVideo(torch.nn.Module):
         With `tap`, also the hidden states [B, tokens, D] after that block.
         """
         text, lengths = self.encode_text(ids)
-        return velocity(self.transformer, latents, sigmas, text, lengths, self.max_tokens, tap)
+        return velocity(self.transformer, latents, sigmas, text, lengths, self.max_tokens, tap, self.run_block)
 
 
 def _attend(attn, x, context, rotary=None, bias=None):
@@ -105,7 +111,33 @@ def _rotate(x, cos, sin):
     return torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(3)
 
 
-def velocity(model, latents, sigmas, text, lengths, max_tokens, tap=None):
+def spread(m):
+    """[B, S, D] with S = 1 or frames -> broadcastable over [B, F, tokens of a frame, D]"""
+    return m[:, :, None]
+
+
+def modulated(x, scale, shift, frames, eps):
+    """Layer norm of tokens [B, L, D], scaled and shifted by what belongs to their latent frame [B, S, D]."""
+    y = F.layer_norm(x, x.shape[-1:], eps=eps).unflatten(1, (frames, -1))
+    return (y * (1 + spread(scale)) + spread(shift)).flatten(1, 2)
+
+
+def gated(x, y, gate, frames):
+    return x + (y.unflatten(1, (frames, -1)) * spread(gate)).flatten(1, 2)
+
+
+def run_block(block, x, modulation, rotary, context, bias, frames, eps):
+    """WanTransformerBlock.forward on tokens [B, L, D] with modulations [B, S, 6, D]."""
+    shift1, scale1, gate1, shift2, scale2, gate2 = (block.scale_shift_table[:, None] + modulation).unbind(2)
+    y = modulated(x, scale1, shift1, frames, eps)
+    x = gated(x, _attend(block.attn1, y, y, rotary), gate1, frames)
+    y = F.layer_norm(x, x.shape[-1:], block.norm2.weight, block.norm2.bias, eps)
+    x = x + _attend(block.attn2, y, context, bias=bias)
+    y = block.ffn.net[0].proj(modulated(x, scale2, shift2, frames, eps))
+    return gated(x, block.ffn.net[2](F.gelu(y, approximate="tanh")), gate2, frames)
+
+
+def velocity(model, latents, sigmas, text, lengths, max_tokens, tap=None, run=run_block):
     """WanTransformer3DModel.forward with a sigma per latent frame ([B, 1]: the same for all) and text [B, L, D]."""
     batch, _, frames, height, width = latents.shape
     rows, columns = height // 2, width // 2
@@ -126,37 +158,18 @@ def velocity(model, latents, sigmas, text, lengths, max_tokens, tap=None):
     bias[:, -1] = torch.log((max_tokens - lengths).clamp_min(0).float())
     bias = bias[:, None, None]
 
-    def spread(m):
-        """[B, S, D] with S = 1 or frames -> broadcastable over [B, F, tokens of a frame, D]"""
-        return m[:, :, None]
-
     # the patch embedding as a matrix product over the (channel, row, column) of each patch
     patches = latents.view(batch, -1, frames, rows, 2, columns, 2).permute(0, 2, 3, 5, 1, 4, 6)
     patches = patches.reshape(batch, frames * per_frame, -1)
     x = F.linear(patches, model.patch_embedding.weight.flatten(1), model.patch_embedding.bias)
-    dim, eps = x.shape[-1], model.config.eps
-
-    def modulated(x, scale, shift):
-        y = F.layer_norm(x, (dim,), eps=eps).view(batch, frames, per_frame, dim)
-        return (y * (1 + spread(scale)) + spread(shift)).view(batch, -1, dim)
-
-    def gated(x, y, gate):
-        return x + (y.view(batch, frames, per_frame, dim) * spread(gate)).view(batch, -1, dim)
-
-    tapped = None
+    eps, tapped = model.config.eps, None
     for index, block in enumerate(model.blocks):
-        shift1, scale1, gate1, shift2, scale2, gate2 = (block.scale_shift_table[:, None] + modulation).unbind(2)
-        y = modulated(x, scale1, shift1)
-        x = gated(x, _attend(block.attn1, y, y, (cos, sin)), gate1)
-        y = F.layer_norm(x, (dim,), block.norm2.weight, block.norm2.bias, eps)
-        x = x + _attend(block.attn2, y, context, bias=bias)
-        y = block.ffn.net[0].proj(modulated(x, scale2, shift2))
-        x = gated(x, block.ffn.net[2](F.gelu(y, approximate="tanh")), gate2)
+        x = run(block, x, modulation, (cos, sin), context, bias, frames, eps)
         if index == tap:
             tapped = x
 
     shift, scale = (model.scale_shift_table[:, None] + time[:, :, None]).unbind(2)
-    x = model.proj_out(modulated(x, scale, shift))
+    x = model.proj_out(modulated(x, scale, shift, frames, eps))
     x = x.view(batch, frames, rows, columns, 2, 2, -1).permute(0, 6, 1, 2, 4, 3, 5)
     x = x.reshape(batch, -1, frames, height, width)
     return x if tap is None else (x, tapped)
@@ -176,7 +189,7 @@ def check():
     model = TextToVideo(300, dict(presets.TRANSFORMER, num_layers=2)).eval()
     torch.nn.init.normal_(model.transformer.proj_out.weight, std=0.05)
     ids = torch.tensor([[5, 6, 7, 1, 0, 0], [9, 1, 0, 0, 0, 0]])
-    latents, sigmas = torch.randn(2, 32, 5, 8, 8), torch.rand(2, 5)
+    latents, sigmas = torch.randn(2, presets.TRANSFORMER["in_channels"], 5, 8, 8), torch.rand(2, 5)
     with torch.no_grad():
         text, lengths = model.encode_text(ids)
         alone = model.text_encoder(input_ids=ids[1:, :2]).last_hidden_state[0]

@@ -42,20 +42,23 @@ class Muon(torch.optim.Optimizer):
                 self._adamw(group, parameters)
 
     def _muon(self, group, parameters):
-        shapes = {}
+        if not parameters:
+            return
         for p in parameters:
-            state = self.state[p]
-            if not state:
-                state["momentum"] = torch.zeros_like(p)
-            state["momentum"].lerp_(p.grad, 1 - group["momentum"])
-            update = p.grad.lerp(state["momentum"], group["momentum"]).flatten(1)
+            if not self.state[p]:
+                self.state[p]["momentum"] = torch.zeros_like(p)
+        gradients, momentum = [p.grad for p in parameters], [self.state[p]["momentum"] for p in parameters]
+        torch._foreach_lerp_(momentum, gradients, 1 - group["momentum"])
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        shapes = {}
+        for p, update in zip(parameters, torch._foreach_lerp(gradients, momentum, group["momentum"])):
+            update = update.flatten(1)
             shapes.setdefault(update.shape, []).append((p, update))
         for (rows, columns), items in shapes.items():
             updates = orthogonalise(torch.stack([u for _, u in items]))
             scale = 0.2 * max(rows, columns) ** 0.5
-            for (p, _), update in zip(items, updates):
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(update.view(p.shape), alpha=-group["lr"] * scale)
+            torch._foreach_add_([p for p, _ in items], [u.view(p.shape) for (p, _), u in zip(items, updates)],
+                                alpha=-group["lr"] * scale)
 
     def _adamw(self, group, parameters):
         if not parameters:

@@ -2,7 +2,7 @@
 
     python -m training.probe [--preset cpu] [--minutes 4]
 
-It learns from rendered clips only, seen at half size and after a random blur and noise, so that a generated clip's
+It learns from rendered clips only, seen at reduced size and after a random blur and noise, so that a generated clip's
 softness is not what decides. Five frames go in as one picture of 15 channels. Writes probe.pt and probe.json: the share
 of held-out renders named right per attribute and, for the worst one, what it was taken for.
 """
@@ -41,12 +41,13 @@ class Probe(nn.Module):
             layers += [nn.Conv2d(width, wider, 3, padding=1), nn.GroupNorm(8, wider), nn.GELU(),
                        nn.Conv2d(wider, wider, 3, padding=1, stride=2), nn.GELU()]
             width = wider
-        self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(160 * 4 * 4, 256), nn.GELU())
+        self.side = presets.VIDEO["probed"]
+        self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(160 * (self.side // 16) ** 2, 256), nn.GELU())
         self.heads = nn.ModuleList(nn.Linear(256, len(values)) for values in worlds.ATTRIBUTES.values())
 
     def features(self, frames):
         """[B, 256], what the names are read from."""
-        return self.body(F.interpolate(frames.flatten(1, 2), size=(64, 64), mode="area") * 2 - 1)
+        return self.body(F.interpolate(frames.flatten(1, 2), size=(self.side, self.side), mode="area") * 2 - 1)
 
     def forward(self, frames):
         hidden = self.features(frames)
@@ -95,10 +96,12 @@ def main():
     budget, start, step, total = options["minutes"] * 60, time.time(), 0, 0.0
     while (done := (time.time() - start) / budget) < 1:
         optimiser.set_scale(min((step + 1) / 30, 1.0, (1.0 - done) / 0.5 + 0.01))
-        pool.append(rendered(rng, 8, device, args.eager))
+        frames, attributes = rendered(rng, 8, device, args.eager)
+        pool.append(((frames * 255).round().byte(), attributes))
         del pool[:-options["pool"]]
         drawn = zip(pool[-1], *rng.choices(pool, k=options["batch"] // 8 - 1))
         clips, attributes = (torch.cat(column) for column in drawn)
+        clips = clips.float() / 255
         with autocast(device):
             logits = [part.float() for part in probe(roughened(clips))]
         loss = sum(naming_loss(part, attributes[:, i]) for i, part in enumerate(logits))

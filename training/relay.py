@@ -3,10 +3,15 @@
     python -m training.relay --model harbour-large --preset gpu --minutes 9 --store PARTS [--take PARTS]
 
 Each run goes on where the last one stopped and ends in time; after it, PARTS holds the weights in pieces of at most
-16 MiB (`parts.py`). On a machine that was given back meanwhile, `--take` brings the last pieces. The shares of the
-stages are those of a lease of 25 minutes; `--total` makes it longer or shorter.
+16 MiB (`parts.py`). On a machine that was given back meanwhile, `--take` brings the last pieces; weights that are
+there already (`parts.py`) are trained on. The shares of the stages are those of a lease of 25 minutes; `--total` makes
+it longer or shorter.
+
+Clips are rendered by `--renderers` processes on the CPU's cores from the first second to the last, and encoded while
+the teacher learns from those that are there.
 """
 
+import os
 import subprocess
 import sys
 import time
@@ -20,18 +25,17 @@ from .progress import note
 STAGES = (
     ("tokenizer", 0.00, "tokenizer.json", False),
     ("train_text", 0.02, "text.pt", False),
-    ("train_autoencoder", 0.28, "autoencoder.json", True),
-    ("make_latents", 0.12, "latents.json", False),
-    ("train_teacher", 0.34, "teacher.json", True),
-    ("distill", 0.16, "student.json", True),
+    ("train_autoencoder", 0.33, "autoencoder.json", True),
+    ("make_latents", 0.05, "latents.json", False),
+    ("train_teacher", 0.40, "teacher.json", True),
+    ("distill", 0.14, "student.json", True),
 )
 CHECKPOINTS = ("autoencoder", "text", "teacher", "student")
-RESERVE = 40.0  # seconds at the end of a run for the last checkpoint and its parts
+RESERVE = 25.0  # seconds at the end of a run for the last checkpoint and its parts
 LEAST = 60.0  # seconds left that are worth the start of a stage
 
 
-def call(stage, args, minutes, until, changes):
-    """One stage in a process of its own, so that its memory goes with it; false when it had to be stopped."""
+def command_of(stage, args, until, changes, minutes=None):
     command = [sys.executable, "-m", f"training.{stage}", "--model", args.model, "--preset", args.preset]
     for name in ("device", "work"):
         if getattr(args, name):
@@ -43,6 +47,12 @@ def call(stage, args, minutes, until, changes):
     command += ["--until", f"{until:.0f}"]
     for change in changes:
         command += ["--set", change]
+    return command
+
+
+def call(stage, args, minutes, until, changes):
+    """One stage in a process of its own, so that its memory goes with it; false when it had to be stopped."""
+    command = command_of(stage, args, until, changes, minutes)
     try:
         # a stage looks at the clock between steps; what it kept minutes ago is there if a step takes too long
         done = subprocess.run(command, timeout=until + RESERVE / 2 - time.time())
@@ -53,10 +63,36 @@ def call(stage, args, minutes, until, changes):
     return True
 
 
+class Beside:
+    """Processes beside the stages: those that render, and the one that encodes what they render."""
+
+    def __init__(self, args, until, changes):
+        self.args, self.until, self.changes, self.running = args, until, changes["make_latents"], []
+
+    def start(self, *words, alone=False):
+        command = command_of("make_latents", self.args, self.until, self.changes, 60) + list(words)
+        threads = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} if alone else {}
+        self.running.append(subprocess.Popen(command + ["--threads", "1"], env=dict(os.environ, **threads)))
+
+    def render(self):
+        for number in range(self.args.renderers):
+            self.start("--ahead", "--part", f"{number}/{self.args.renderers}", "--device", "cpu", alone=True)
+
+    def encode(self):
+        if self.args.renderers:
+            self.start("--follow")
+
+    def stop(self):
+        for process in self.running:
+            process.kill()
+            process.wait()
+
+
 def main():
     parser = presets.arguments("relay", __doc__)
     parser.add_argument("--total", type=float, default=25.0, help="minutes of all runs together")
     parser.add_argument("--store", type=Path, required=True, help="folder for the parts")
+    parser.add_argument("--renderers", type=int, default=0, help="processes that render clips ahead, one core each")
     parser.add_argument("--take", type=Path, help="folder with the parts of an earlier run")
     args = parser.parse_args()
     work, start = presets.work_dir(args.work), time.time()
@@ -70,9 +106,16 @@ def main():
             raise SystemExit(f"--set {change}: there is no stage {stage!r}; the stages are {', '.join(changes)}")
         changes[stage].append(rest)
     until = start + 60 * (args.minutes or 9) - RESERVE
-    done = []
+    if args.renderers:
+        for stage in ("train_autoencoder", "make_latents"):
+            changes[stage].append("ahead=true")
+    beside, done = Beside(args, until, changes), []
     try:
         for stage, share, result, stops in STAGES:
+            if stage == "train_text":  # the tokenizer is there, and so is all that rendering needs
+                beside.render()
+            if stage == "train_teacher":
+                beside.encode()
             if (work / result).exists():
                 done.append(stage)
                 continue
@@ -85,6 +128,7 @@ def main():
             done.append(stage)
             parts.split(args.store, work, CHECKPOINTS)
     finally:
+        beside.stop()
         size = parts.split(args.store, work, CHECKPOINTS)
         note(work, f"relay: {time.time() - start:.0f} s, {size / 2 ** 20:.1f} MiB of parts; "
                    f"finished: {', '.join(done)}")

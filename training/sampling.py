@@ -3,7 +3,7 @@
 import torch
 
 from . import presets
-from .data import encode, shifted
+from .data import empty, encode, shifted
 from .noise import normal
 
 
@@ -27,9 +27,7 @@ def guided(model, latents, sigmas, ids, guidance):
     """Velocity with classifier-free guidance; 1 means the captioned velocity alone."""
     if guidance == 1:
         return model(latents, sigmas, ids)
-    empty = torch.zeros_like(ids)
-    empty[:, 0] = 1
-    both = model(torch.cat([latents, latents]), torch.cat([sigmas, sigmas]), torch.cat([ids, empty])).float()
+    both = model(torch.cat([latents, latents]), torch.cat([sigmas, sigmas]), torch.cat([ids, empty(ids)])).float()
     captioned, free = both.chunk(2)
     return free + guidance * (captioned - free)
 

@@ -53,6 +53,8 @@ def stages(common, folder):
         limit = [] if minutes is None else ["--minutes", str(minutes)]
         if stage == "evaluate":
             run("follow", *common, "--before", f"{folder}/teacher.pt")
+            run("train_decoder", *common, "--behind", "student", "--minutes", "0.06",
+                *changed(["batch=1", "whole=1", "frames=5", "pool=8", "guesses=1"]))
             run("distill", *common, "--minutes", "0.03", *changed(["batch=4", "substeps=1", "steps=2", "guidance=1"]),
                 "--teacher", "student", "--name", "student2")
         run(stage, *common, *limit, *changed(changes), *(FEW if stage == "evaluate" else []))
@@ -69,7 +71,7 @@ def relay(common, folder):
     tiny = [word for stage, _, changes in STAGES if stage in known for word in changed(changes, stage + ".")]
     parts = f"{folder}/parts"
     for number in range(2):
-        run("relay", *common, "--total", "0.6", "--minutes", "4", "--store", parts, *tiny)
+        run("relay", *common, "--total", "0.6", "--minutes", "4", "--store", parts, "--renderers", "1", *tiny)
     facts = json.loads((Path(parts) / "parts.json").read_text())
     assert all(path.stat().st_size <= 16 * 2 ** 20 for path in Path(parts).iterdir())
     assert "autoencoder.json" in facts["files"]

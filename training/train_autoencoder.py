@@ -18,65 +18,17 @@ import torch.nn.functional as F
 
 from . import presets, worlds
 from .autoencoder import Autoencoder, psnr
+from .clips import Pool, salience
 from .optim import Muon, groups
 from .precision import autocast
 from .progress import REPORTS, Clock, note, save_weights
-
-
-class Pool:
-    """Rendered clips as bytes, a list for each size of the model, replaced little by little.
-
-    A share `fast` of them shows something that moves fast, which is learnt last.
-    """
-
-    def __init__(self, size, seed, device, eager, batch=8, fast=0.0):
-        self.rng, self.fast = random.Random(seed), fast
-        self.device, self.eager, self.batch = device, eager, batch
-        self.sizes = presets.VIDEO["sizes"]
-        self.groups, self.room, self.turn = [[] for _ in self.sizes], max(1, size // len(self.sizes)), 0
-        while any(len(group) < self.room for group in self.groups):
-            self.refresh()
-
-    def refresh(self):
-        group, size = self.groups[self.turn % len(self.sizes)], self.sizes[self.turn % len(self.sizes)]
-        self.turn += 1
-        described = [worlds.scene_like(self.rng, worlds.fast) if self.rng.random() < self.fast
-                     else worlds.random_scene(self.rng) for _ in range(self.batch)]
-        group += list((worlds.clips(described, self.device, self.eager, size) * 255).round().byte())
-        del group[:-self.room]
-
-    def whole(self, count):
-        """Whole clips of one size: [B, T, 3, H, W] in 0..1."""
-        group = self.rng.choice(self.groups)
-        return torch.stack([self.rng.choice(group) for _ in range(count)]).float() / 255
-
-    def crops(self, count, size, frames):
-        """Stretches of `frames` frames: [B, T, 3, size, size] in 0..1, most of them around a salient place."""
-        out = []
-        for index in range(count):
-            clip = self.rng.choice(self.rng.choice(self.groups))
-            t = self.rng.randrange(clip.shape[0] - frames + 1)
-            clip = clip[t:t + frames].float() / 255
-            height, width = clip.shape[2:]
-            y, x = self.rng.randrange(height - size + 1), self.rng.randrange(width - size + 1)
-            if index % 4:
-                place = torch.multinomial(salience(clip[frames // 2]).flatten().square(), 1).item()
-                y = min(max(place // width - size // 2, 0), height - size)
-                x = min(max(place % width - size // 2, 0), width - size)
-            out.append(clip[..., y:y + size, x:x + size])
-        return torch.stack(out)
 
 
 def held_out_clips(seed, device, eager):
     """Sixteen clips of the model's first size that training never sees."""
     rng = random.Random(seed)
     described = [worlds.random_scene(rng, allow_held_out=True) for _ in range(16)]
-    return torch.cat([worlds.clips(described[i:i + 8], device, eager) for i in (0, 8)])
-
-
-def salience(video):
-    """How far each pixel is from the middle colour of its row, 0..1: high on objects, low on sky and ground."""
-    return ((video - video.median(-1, keepdim=True).values).abs().mean(-3) / 0.25).clamp(0, 1)
+    return torch.cat([worlds.clips(described[i:i + 8], "cpu", eager) for i in (0, 8)]).to(device)
 
 
 def gradients(x):
@@ -150,7 +102,8 @@ def main():
         print(f"resumed at step {step}", flush=True)
 
     held = held_out_clips(options["seed"] + 1, device, args.eager)
-    pool = Pool(options["pool"], options["seed"] + 2 + step, device, args.eager, fast=options["fast"])
+    pool = Pool(options["pool"], options["seed"] + 2 + step, device, args.eager, fast=options["fast"],
+                ahead=work if options["ahead"] else None)
     clock = Clock(work, "autoencoder", options, spent)
     note(work, f"autoencoder: training starts at step {step}")
     last_save, losses = time.time(), []
@@ -166,7 +119,6 @@ def main():
         # the statistics rest in the last third, for the decoder to settle on what will be folded
         momentum = max(0.02, 1 / (step + 1)) if done < 0.65 else 0.0
         for whole, video in parts:
-            video = video.to(device)
             with autocast(device):
                 latents = model.encode(video)
             latents = normalise(latents.float(), statistics, momentum, train=whole and momentum > 0)
@@ -175,17 +127,17 @@ def main():
                 out = model.decode(latents + strength * torch.randn_like(latents))
             loss = reconstruction_loss(out.float(), video)
             (loss / len(parts)).backward()
-            total += loss.item() / len(parts)
+            total = total + loss.detach() / len(parts)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         model.zero_grad(set_to_none=True)
         step, seen = step + 1, seen + count
         losses.append(total)
-        if step % 30 == 0:
+        if step % options["renew"] == 0:
             pool.refresh()
-        if step % 100 == 0:
+        if step % options["report"] == 0:
             quality, _ = evaluate(model, statistics, held[:4])
-            log.append((step, round(elapsed), sum(losses) / len(losses), quality))
+            log.append((step, round(elapsed), torch.stack(losses).mean().item(), quality))
             print(f"step {step} {elapsed:.0f} s loss {log[-1][2]:.4f} held-out {quality:.2f} dB", flush=True)
             losses = []
         if time.time() - last_save > 150:
@@ -215,7 +167,7 @@ def save(path, model, optimiser, statistics, step, spent, seen, log):
 def finish(model, pool, statistics, held, work, facts):
     """Fold the running statistics into the encoder, measure and write the result."""
     model.fold_normalisation(statistics["mean"], (statistics["var"] + 1e-4).sqrt())
-    latents = torch.cat([model.encode(c[None].to(held.device).float() / 255) for c in pool.groups[0][:64]])
+    latents = torch.cat([model.encode(c[None].float() / 255) for c in pool.stores[0].clips[:min(64, pool.stores[0].count)]])
     facts["latent_mean"], facts["latent_std"] = round(latents.mean().item(), 3), round(latents.std().item(), 3)
     out = torch.cat([model.decode(model.encode(c[None])) for c in held])
     facts["psnr_db"] = round(psnr(out, held), 2)

@@ -3,29 +3,77 @@
     python -m training.train_decoder [--preset cpu] [--minutes 15]
 
 The latents do not change, so this may come after the later stages; it is also cheaper than stage 1. Latents get a
-little noise, which prepares the decoder for those the denoiser will make. Overwrites autoencoder.pt (moving average of
-the decoder) every few minutes and resumes from decoder-state.pt.
+little noise, which prepares the decoder for those the denoiser will make. With --behind student every second step has
+latents of the student's making instead: those of a clip, noised to one of its last sigmas and denoised again. They are
+as soft and as uncertain about outlines as what it makes from nothing, and what they should have looked like is known.
+Overwrites autoencoder.pt (moving average of the decoder) every few minutes and resumes from decoder-state.pt.
 """
 
 import copy
 import json
+import random
 import time
 
 import torch
 
-from . import presets
+from . import presets, sampling, tokenizer as tokenizers, worlds
 from .autoencoder import psnr
+from .clips import Pool
+from .data import encode
 from .make_latents import load_autoencoder
+from .model import TextToVideo
 from .optim import Muon, groups
 from .precision import autocast
 from .progress import REPORTS, Clock, note, save_weights
 from .sheet import contact_sheet
-from .train_autoencoder import Pool, held_out_clips, reconstruction_loss
+from .train_autoencoder import held_out_clips, reconstruction_loss
 from .train_teacher import average, save
 
 
+class Guesses:
+    """Clips and the student's latents of them, of the model's sizes in turn, renewed little by little."""
+
+    def __init__(self, work, name, autoencoder, options, eager, keep=256):
+        self.tokenizer, self.autoencoder, self.options, self.eager = tokenizers.load(work), autoencoder, options, eager
+        self.student = TextToVideo(self.tokenizer.get_vocab_size())
+        self.student.load_state_dict(torch.load(work / f"{name}.pt", map_location="cpu"))
+        self.student.to(options["device"]).eval().requires_grad_(False)
+        facts = json.loads((work / f"{name}.json").read_text())
+        self.sigmas, self.keep, self.kept, self.turn = [*facts["sigmas"], 0.0], keep, {}, 0
+        self.rng = random.Random(options["seed"] + 52)
+
+    @torch.no_grad()
+    def renew(self, count):
+        size = presets.VIDEO["sizes"][self.turn % len(presets.VIDEO["sizes"])]
+        self.turn += 1
+        described = [worlds.scene_like(self.rng, worlds.fast) if self.rng.random() < self.options["fast"]
+                     else worlds.random_scene(self.rng) for _ in range(count)]
+        device = self.options["device"]
+        clips = worlds.clips(described, device, self.eager, size)
+        ids = encode(self.tokenizer, [worlds.caption(scene, self.rng, full=True) for scene in described]).to(device)
+        latents = self.autoencoder.encode(clips)
+        first = self.rng.randrange(1, len(self.sigmas) - 1)
+        level = self.sigmas[first]
+        x = (1 - level) * latents + level * torch.randn_like(latents)
+        with autocast(device):
+            for now, then in zip(self.sigmas[first:], self.sigmas[first + 1:]):
+                steps = torch.full((count, x.shape[2]), now, device=device)
+                x = x + self.student(x, steps, ids).float() * (then - now)
+        kept = self.kept.setdefault(tuple(size), [])
+        kept += zip((clips * 255).round().byte(), x.half())
+        del kept[:-self.keep]
+
+    def draw(self, count):
+        """Whole clips and their latents."""
+        kept = self.rng.choice(list(self.kept.values()))
+        clips, latents = zip(*(self.rng.choice(kept) for _ in range(count)))
+        return torch.stack(clips).float() / 255, torch.stack(latents).float()
+
+
 def main():
-    args = presets.arguments("decoder", __doc__).parse_args()
+    parser = presets.arguments("decoder", __doc__)
+    parser.add_argument("--behind", metavar="NAME", help="learn from latents of this student's making too")
+    args = parser.parse_args()
     options, work = presets.settings(args), presets.work_dir(args.work)
     device = options["device"]
     torch.manual_seed(options["seed"] + 50)
@@ -47,6 +95,7 @@ def main():
     with torch.no_grad():
         held_latents = model.encode(held)
     pool = Pool(options["pool"], options["seed"] + 51 + step, device, args.eager, fast=options["fast"])
+    guesses = Guesses(work, args.behind, ema, options, args.eager) if args.behind else None
     clock = Clock(work, "decoder", options, spent)
     note(work, f"decoder: training starts at step {step}")
     last_save = time.time()
@@ -54,12 +103,15 @@ def main():
     while clock.running():
         elapsed, done = clock.elapsed, clock.done
         optimiser.set_scale(min((step + 1) / 30, 1.0, max(1.0 - done, 0.0) / 0.7 + 0.01))
-        whole = step % options["whole_every"] == 0
-        target = pool.whole(options["whole"]) if whole else \
-            pool.crops(options["batch"], options["crop"], options["frames"])
-        target = target.to(device)
-        with torch.no_grad():
-            latents = model.encode(target)
+        if guesses and step % 2:
+            guesses.renew(options["guesses"])
+            target, latents = guesses.draw(options["guesses"])
+        else:
+            whole = step % options["whole_every"] == 0
+            target = pool.whole(options["whole"]) if whole else \
+                pool.crops(options["batch"], options["crop"], options["frames"])
+            with torch.no_grad():
+                latents = model.encode(target)
         strength = options["noise"] * torch.rand(len(latents), 1, 1, 1, 1, device=device)
         with autocast(device):
             out = model.decode(latents + strength * torch.randn_like(latents))

@@ -23,7 +23,7 @@ import time
 import torch
 
 from . import distributed, presets, sampling, tokenizer as tokenizers, worlds
-from .data import LatentData, given_frames, shifted
+from .data import LatentData, empty, given_frames, shifted
 from .make_latents import load_autoencoder
 from .model import TextToVideo
 from .optim import Muon, groups
@@ -136,12 +136,13 @@ def main():
         ema.load_state_dict(state["ema"])
         optimiser.load_state_dict(state["optimiser"])
         step, spent, log = state["step"], state["spent"], state["log"]
-    data = LatentData(work, tokenizer, options["seed"] + step + 100003 * rank, device,
-                      confusable=options["confusable"])
+    data = LatentData(work, options["seed"] + step + 100003 * rank, device, confusable=options["confusable"])
     rng = random.Random(options["seed"] + 5 + step + 100003 * rank)
     torch.manual_seed(options["seed"] + step + 100003 * rank)
     autoencoder = load_autoencoder(work, device)
-    run = distributed.shared(both if args.eager else torch.compile(both))
+    if not args.eager:
+        model.compiled()
+    run = distributed.shared(both)
     clock = Clock(work, "teacher", options, spent)
     if rank == 0:
         note(work, f"teacher: training starts at step {step} with {len(data)} clips, "
@@ -152,7 +153,7 @@ def main():
     frozen, levels = None, sampling.schedule(4, SHIFT)
     while clock.running():
         elapsed, done = clock.elapsed, clock.done
-        optimiser.set_scale(min((step + 1) / 60, 1.0, max(1.0 - done, 0.0) / 0.2 + 0.01))
+        optimiser.set_scale(min((step + 1) / 60, 1.0, max(1.0 - done, 0.0) / 0.3 + 0.01))
         latents, ids, weights, attributes = data.batch(options["batch"] // world)
         baking = done > options["bake"]
         if baking and frozen is None:
@@ -161,15 +162,13 @@ def main():
         if baking:
             # the target a guided sampler would follow: one pass then does the work of two
             with torch.no_grad(), autocast(device):
-                empty = torch.zeros_like(ids)
-                empty[:, 0] = 1
-                difference = frozen(x, sigmas, ids) - frozen(x, sigmas, empty)
+                difference = frozen(x, sigmas, ids) - frozen(x, sigmas, empty(ids))
                 target = target + (options["guidance"] - 1) * difference
         with autocast(device):
             prediction, named, read = run(x, sigmas, ids, attributes, *data.captions(2 * len(x)))
         loss = masked_loss(prediction.float(), target, mask * weights)
         (loss + options["naming"] * max(1 - 1.5 * done, 0.1) * named + options["reading"] * read).backward()
-        values = loss.item(), named.item(), read.item()
+        values = torch.stack([loss, named, read]).detach()
         torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
         optimiser.step()
         both.zero_grad(set_to_none=True)
@@ -177,7 +176,7 @@ def main():
         average(ema, model, min(options["ema"], (step + 1) / (step + 10)))
         losses.append(values)
         if step % 50 == 0:
-            log.append((step, round(elapsed), *(sum(column) / len(losses) for column in zip(*losses))))
+            log.append((step, round(elapsed), *torch.stack(losses).mean(0).tolist()))
             losses = []
             data.refresh()
         if rank != 0:
