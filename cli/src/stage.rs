@@ -48,6 +48,9 @@ pub struct StageCommand {
     /// Where to run
     #[arg(long, value_enum, default_value = "cpu")]
     device: Device,
+    /// Run it so many times and print the seconds of each: the first compiles the kernels
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    repeat: u32,
 }
 
 impl StageCommand {
@@ -56,9 +59,12 @@ impl StageCommand {
         eprintln!("loading {}", self.model.display());
         // The text encoder is needed once or not at all.
         let engine = Engine::load_dir_streamed(&self.model, self.device.into(), None)?;
-        let started = std::time::Instant::now();
-        let result = pollster::block_on(run_stage(&engine, self.stage, &input))?;
-        eprintln!("ran in {:.2} s", started.elapsed().as_secs_f64());
+        let mut result = Vec::new();
+        for _ in 0..self.repeat {
+            let started = std::time::Instant::now();
+            result = pollster::block_on(run_stage(&engine, self.stage, &input))?;
+            eprintln!("ran in {:.3} s", started.elapsed().as_secs_f64());
+        }
         write(&self.output, &result)
     }
 }

@@ -31,13 +31,23 @@ pub struct Compute {
     pub longest_buffer: Option<u64>,
     /// What the device reported since it was made; checked at every read-back.
     pub faults: std::sync::Arc<crate::gpu::Faults>,
+    /// Stand for inputs that a kernel has a place for and a call does not give. Two, because the buffers of a launch must
+    /// be different ones.
+    pub nothing: [Tensor<1>; 2],
+}
+
+/// [`Compute::nothing`] of a device.
+pub fn nothing(device: &Device) -> [Tensor<1>; 2] {
+    [Tensor::zeros([1], device), Tensor::zeros([1], device)]
 }
 
 impl Compute {
     /// The processor.
     pub fn cpu() -> Self {
+        let device = Device::flex();
         Self {
-            device: Device::flex(),
+            nothing: nothing(&device),
+            device,
             kind: Kind::Cpu,
             adapter: "CPU".to_string(),
             software: true,

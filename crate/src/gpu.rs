@@ -10,7 +10,7 @@ use burn::tensor::Device;
 use burn::tensor::wgpu::WgpuSetup;
 use wgpu::{DeviceType, Features, Limits};
 
-use crate::compute::{Compute, Kind};
+use crate::compute::{Compute, Kind, nothing};
 use crate::error::{Error, Result};
 
 /// What a device has reported about itself since it was made.
@@ -92,6 +92,7 @@ pub async fn open(options: GpuOptions) -> Result<Compute> {
         .map_err(|e| Error::UnsupportedFeature(e.to_string()))?;
     let faults = watch(&device);
     Ok(Compute {
+        nothing: nothing(&burn_device),
         device: burn_device,
         kind: Kind::Gpu,
         adapter: name,

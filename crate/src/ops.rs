@@ -13,13 +13,19 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use crate::compute::{Compute, Kind};
 use crate::error::{Error, Result};
-use crate::kernels::{AttentionSpec, ConvSpec, GpuKernels, LinearSpec, NormSpec};
+use crate::kernels::{AttentionSpec, ConvSpec, GpuKernels, LinearSpec, NormSpec, conv_weights};
 use crate::model::quant;
 use crate::model::shards::RawTensor;
 use crate::weights::Stored;
 
 /// Most bytes an intermediate of ours may take: half of the 128 MiB that every WebGPU device can bind.
 pub const TILE_BYTES: usize = 64 << 20;
+
+/// Multiplications and additions of one dispatch of attention. A watchdog ends the GPU process of a browser, or resets
+/// the driver, over one that takes seconds: the first is for a GPU that manages some tens of GFLOP/s, the other for one
+/// that is emulated.
+const DISPATCH: usize = 32_000_000_000;
+const SLOW_DISPATCH: usize = 4_000_000_000;
 
 /// What follows a linear layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,7 +109,7 @@ impl Linear {
             }
             Stored::Host(raw) => Weight::Dense(dense(&raw, [n, k], &compute.device)?),
         };
-        let nothing = Tensor::zeros([1, 1], &compute.device);
+        let nothing = compute.nothing[0].clone().reshape([1, 1]);
         Ok(Self { name, weight, bias, spec, low_rank: Vec::new(), nothing })
     }
 
@@ -199,8 +205,9 @@ pub fn attention(
     scale: f32,
 ) -> Tensor<2> {
     if compute.kind == Kind::Gpu {
-        let spec = AttentionSpec { heads, scale, has_bias: bias.is_some() };
-        let bias = bias.unwrap_or_else(|| Tensor::zeros([1, 1, 1], &compute.device));
+        let operations = if compute.software { SLOW_DISPATCH } else { DISPATCH };
+        let spec = AttentionSpec { heads, scale, has_bias: bias.is_some(), operations };
+        let bias = bias.unwrap_or_else(|| compute.nothing[0].clone().reshape([1, 1, 1]));
         return Tensor::from_dispatch(<Dispatch as GpuKernels>::kinora_attention(
             q.into_dispatch(),
             k.into_dispatch(),
@@ -241,7 +248,7 @@ pub enum Affine<'a> {
 pub fn norm(compute: &Compute, x: Tensor<2>, affine: Affine<'_>, centre: bool, eps: f64) -> Tensor<2> {
     let [tokens, width] = x.dims();
     if compute.kind == Kind::Gpu {
-        let empty = || Tensor::<2>::zeros([1, 1], &compute.device);
+        let empty = || compute.nothing[0].clone().reshape([1, 1]);
         let (scale, shift, offset, rows, has_shift) = match affine {
             Affine::Weight(weight, bias) => {
                 (weight.clone(), bias.cloned().unwrap_or_else(empty), 0.0, tokens, bias.is_some())
@@ -302,35 +309,41 @@ pub fn rope(compute: &Compute, x: Tensor<2>, table: &Tensor<2>) -> Tensor<2> {
 
 /// A convolution of the autoencoder: zero padding `kernel / 2`, stride 1 or 2, optional bias.
 pub struct Conv {
-    weight: Tensor<4>,
+    weight: ConvWeight,
     bias: Tensor<1>,
     has_bias: bool,
     out_channels: usize,
+    kernel: usize,
     stride: usize,
+}
+
+/// `[out, in, kernel, kernel]`, or what [`conv_weights`] makes of it.
+enum ConvWeight {
+    Cpu(Tensor<4>),
+    Gpu(Tensor<1>),
 }
 
 impl Conv {
     /// Takes a weight `[out, in, kernel, kernel]`.
     pub fn new(compute: &Compute, weight: &RawTensor, bias: Option<&RawTensor>, stride: usize) -> Result<Self> {
-        let [out, input, kernel, _] = weight.shape[..] else {
+        let [out_channels, input, kernel, _] = weight.shape[..] else {
             return Err(Error::Tensor(format!("{} has {} dimensions instead of 4", weight.name, weight.shape.len())));
         };
-        let shape = [out, input, kernel, kernel];
-        let mut weight = compute.upload(weight)?.reshape(shape);
-        if compute.kind == Kind::Gpu {
-            // The kernel computes eight output channels at a time and reads eight rows of weights without asking.
-            let padded = shape[0].next_multiple_of(8);
-            if padded > shape[0] {
-                let rest = Tensor::zeros([padded - shape[0], shape[1], shape[2], shape[3]], &compute.device);
-                weight = Tensor::cat(vec![weight, rest], 0);
+        let shape = [out_channels, input, kernel, kernel];
+        let weight = match compute.kind {
+            Kind::Cpu => ConvWeight::Cpu(compute.upload(weight)?.reshape(shape)),
+            Kind::Gpu => {
+                let values = conv_weights(&weight.to_f32()?, shape);
+                let count = values.len();
+                ConvWeight::Gpu(compute.tensor(values, [count]))
             }
-        }
+        };
         let has_bias = bias.is_some();
         let bias = match bias {
             Some(raw) => compute.upload(raw)?,
             None => Tensor::zeros([1], &compute.device),
         };
-        Ok(Self { weight, bias, has_bias, out_channels: shape[0], stride })
+        Ok(Self { weight, bias, has_bias, out_channels, kernel, stride })
     }
 
     /// Output channels.
@@ -348,28 +361,30 @@ impl Conv {
         upsample: bool,
         rectify: bool,
     ) -> Tensor<4> {
-        let kernel = self.weight.dims()[2];
-        if compute.kind == Kind::Gpu {
-            let empty = || Tensor::<4>::zeros([1, 1, 1, 1], &compute.device);
-            let spec = ConvSpec {
-                out_channels: self.out_channels,
-                kernel,
-                stride: self.stride,
-                upsample: if upsample { 2 } else { 1 },
-                second_channels: second.as_ref().map_or(0, |t| t.dims()[1]),
-                has_bias: self.has_bias,
-                has_residual: residual.is_some(),
-                relu: rectify,
-            };
-            return Tensor::from_dispatch(<Dispatch as GpuKernels>::kinora_conv2d(
-                x.into_dispatch(),
-                second.unwrap_or_else(empty).into_dispatch(),
-                self.weight.clone().into_dispatch(),
-                self.bias.clone().into_dispatch(),
-                residual.unwrap_or_else(empty).into_dispatch(),
-                spec,
-            ));
-        }
+        let weight = match &self.weight {
+            ConvWeight::Cpu(weight) => weight,
+            ConvWeight::Gpu(weight) => {
+                let [no_second, no_residual] = compute.nothing.each_ref().map(|one| one.clone().reshape([1, 1, 1, 1]));
+                let spec = ConvSpec {
+                    out_channels: self.out_channels,
+                    kernel: self.kernel,
+                    stride: self.stride,
+                    upsample: if upsample { 2 } else { 1 },
+                    second_channels: second.as_ref().map_or(0, |t| t.dims()[1]),
+                    has_bias: self.has_bias,
+                    has_residual: residual.is_some(),
+                    relu: rectify,
+                };
+                return Tensor::from_dispatch(<Dispatch as GpuKernels>::kinora_conv2d(
+                    x.into_dispatch(),
+                    second.unwrap_or(no_second).into_dispatch(),
+                    weight.clone().into_dispatch(),
+                    self.bias.clone().into_dispatch(),
+                    residual.unwrap_or(no_residual).into_dispatch(),
+                    spec,
+                ));
+            }
+        };
         let mut x = match second {
             Some(second) => Tensor::cat(vec![x, second], 1),
             None => x,
@@ -379,9 +394,9 @@ impl Conv {
             x = x.reshape([n * c, h, 1, w, 1]).expand([n * c, h, 2, w, 2]).reshape([n, c, h * 2, w * 2]);
         }
         let bias = self.has_bias.then(|| self.bias.clone());
-        let pad = kernel / 2;
+        let pad = self.kernel / 2;
         let options = ConvOptions::new([self.stride; 2], [pad; 2], [1, 1], 1);
-        let mut y = burn_conv2d(x, self.weight.clone(), bias, options);
+        let mut y = burn_conv2d(x, weight.clone(), bias, options);
         if let Some(residual) = residual {
             y = y + residual;
         }

@@ -64,14 +64,19 @@ pub async fn run(compute: &Compute) -> Result<Vec<Check>> {
     Ok(checks)
 }
 
-const CASES: [&str; 15] = [
+const CASES: [&str; 20] = [
     "linear f32",
     "linear f16",
     "linear q8",
     "linear q4",
+    "large linear f16",
+    "large linear q8",
+    "large linear q4",
     "linear with two LoRAs",
     "attention",
     "attention with bias",
+    "attention of heads of 64",
+    "attention of heads of 128",
     "layer norm",
     "rms norm",
     "rotary embedding",
@@ -114,11 +119,17 @@ async fn case(compute: &Compute, name: &str, stream: u32) -> Result<Vec<f32>> {
         let bytes = quant::encode(dtype, shape, group, &numbers)?;
         Ok(RawTensor { name: "selftest.weight".into(), dtype, shape: shape.to_vec(), group, bytes })
     };
-    let linear = |dtype: DType| -> Result<Linear> {
+    let sized = |dtype: DType, shape: [usize; 2]| -> Result<Linear> {
         let mut store = WeightStore::new(compute.clone());
-        store.insert(raw(1, dtype, &[70, 96])?);
-        store.insert(RawTensor { name: "selftest.bias".into(), ..raw(2, DType::F32, &[70])? });
+        store.insert(raw(1, dtype, &shape)?);
+        store.insert(RawTensor { name: "selftest.bias".into(), ..raw(2, DType::F32, &shape[..1])? });
         store.linear("selftest")
+    };
+    let linear = |dtype: DType| sized(dtype, [70, 96]);
+    // So many outputs that the kernel takes its large tiles.
+    let large = |dtype: DType| Ok(sized(dtype, [1500, 32])?.forward(two(3, [1030, 32]), Activation::None));
+    let wide = |heads: usize| {
+        ops::attention(compute, two(3, [67, 256]), two(4, [83, 256]), two(5, [83, 256]), None, heads, 0.1)
     };
     let x = || two(3, [67, 96]);
     let result: Tensor<2> = match name {
@@ -126,6 +137,9 @@ async fn case(compute: &Compute, name: &str, stream: u32) -> Result<Vec<f32>> {
         "linear f16" => linear(DType::F16)?.forward(x(), Activation::Gelu),
         "linear q8" => linear(DType::Q8)?.forward(x(), Activation::Silu),
         "linear q4" => linear(DType::Q4)?.forward(x(), Activation::None),
+        "large linear f16" => large(DType::F16)?,
+        "large linear q8" => large(DType::Q8)?,
+        "large linear q4" => large(DType::Q4)?,
         "linear with two LoRAs" => {
             let half = |part: u64, dtype: DType, shape: &[usize]| {
                 Linear::new(compute, Stored::linear(compute, raw(part, dtype, shape)?), None)
@@ -143,6 +157,8 @@ async fn case(compute: &Compute, name: &str, stream: u32) -> Result<Vec<f32>> {
             let bias = compute.tensor(values(6, 3 * 67 * 67), [3, 67, 67]);
             ops::attention(compute, x(), two(4, [67, 96]), two(5, [67, 96]), Some(bias), 3, 1.0)
         }
+        "attention of heads of 64" => wide(4),
+        "attention of heads of 128" => wide(2),
         "layer norm" => {
             let modulation = Affine::Modulation { scale: two(4, [4, 96]), shift: two(5, [4, 96]), rows: 17 };
             ops::norm(compute, two(3, [68, 96]), modulation, true, 1e-6)

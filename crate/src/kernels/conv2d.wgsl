@@ -1,9 +1,10 @@
 // 2-D convolution of one frame, zero padding (kernel - 1) / 2:
 // out[O, h, w] = relu?(conv(cat(x0[C0], x1[C1])) + bias + residual[O, h, w])
 //
-// The second input spares the concatenation that every memory block would do with the previous
-// frame; UPSAMPLE reads the inputs through a nearest 2x enlargement without storing it.
-// One pixel and eight output channels a thread.
+// The second input spares the concatenation that every memory block would do with the previous frame; UPSAMPLE reads
+// the inputs through a nearest 2x enlargement without storing it. Four pixels, 64 apart, and eight output channels a
+// thread: a weight that is read serves four pixels, a pixel eight channels. Sums have names instead of indices, so that
+// every driver keeps them in registers.
 
 const KERNEL = {{ kernel }}u;
 const STRIDE = {{ stride }}u;
@@ -11,59 +12,62 @@ const UPSAMPLE = {{ upsample }}u;
 
 @group(0) @binding(0) var<storage, read_write> x0: array<f32>;
 @group(0) @binding(1) var<storage, read_write> x1: array<f32>;
-@group(0) @binding(2) var<storage, read_write> w: array<f32>; // [O, C0 + C1, KERNEL, KERNEL]
+@group(0) @binding(2) var<storage, read_write> w: array<vec4<f32>>; // [O / 8, KERNEL, KERNEL, C0 + C1, 8]
 @group(0) @binding(3) var<storage, read_write> bias: array<f32>;
 @group(0) @binding(4) var<storage, read_write> residual: array<f32>;
 @group(0) @binding(5) var<storage, read_write> out: array<f32>;
-@group(0) @binding(6) var<storage, read_write> info: array<u32>; // C0, C1, in h, in w, O, out h, out w, has_bias, has_residual, relu
+struct Info {
+    first_channels: u32, second_channels: u32, in_h: u32, in_w: u32, out_c: u32, out_h: u32, out_w: u32,
+    has_bias: u32, has_residual: u32, rectify: u32,
+}
+@group(0) @binding(6) var<uniform> info: Info;
+
+struct Place { inside: bool, at: u32 }
+
+// Where the inputs hold what a tap sees of an output pixel.
+fn place(pixel: u32, ky: u32, kx: u32) -> Place {
+    let vy = i32(pixel / info.out_w * STRIDE + ky) - i32(KERNEL / 2u);
+    let vx = i32(pixel % info.out_w * STRIDE + kx) - i32(KERNEL / 2u);
+    let inside = vy >= 0 && vy < i32(info.in_h * UPSAMPLE) && vx >= 0 && vx < i32(info.in_w * UPSAMPLE);
+    return Place(inside, select(0u, u32(vy) / UPSAMPLE * info.in_w + u32(vx) / UPSAMPLE, inside));
+}
+
+// Output channels are padded to a multiple of eight in the weights, never in the output.
+fn store(pixel: u32, channel: u32, sum: f32) {
+    let pixels = info.out_h * info.out_w;
+    if (pixel >= pixels || channel >= info.out_c) { return; }
+    var v = sum;
+    if (info.has_bias == 1u) { v += bias[channel]; }
+    let to = channel * pixels + pixel;
+    if (info.has_residual == 1u) { v += residual[to]; }
+    if (info.rectify == 1u) { v = max(v, 0.0); }
+    out[to] = v;
+}
 
 @compute @workgroup_size(64, 1, 1)
 fn main(@builtin(workgroup_id) group_id: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
-    let in_h = info[2];
-    let in_w = info[3];
-    let out_c = info[4];
-    let out_h = info[5];
-    let out_w = info[6];
-    let pixel = group_id.x * 64u + local.x;
-    if (pixel >= out_h * out_w) { return; }
-    let oy = pixel / out_w;
-    let ox = pixel % out_w;
-    let o0 = group_id.y * 8u;
-    let channels = info[0] + info[1];
-    let taps = KERNEL * KERNEL;
-    let pad = i32(KERNEL / 2u);
+    let pixel = group_id.x * 256u + local.x;
+    let area = info.in_h * info.in_w;
+    let channels = info.first_channels + info.second_channels;
+    var from_w = group_id.y * KERNEL * KERNEL * channels * 2u;
 
-    var low = vec4<f32>(0.0);
-    var high = vec4<f32>(0.0);
-    let row = channels * taps;
+    {{ clear }}
     for (var ky = 0u; ky < KERNEL; ky++) {
-        let vy = i32(oy * STRIDE + ky) - pad;
-        if (vy < 0 || vy >= i32(in_h * UPSAMPLE)) { continue; }
         for (var kx = 0u; kx < KERNEL; kx++) {
-            let vx = i32(ox * STRIDE + kx) - pad;
-            if (vx < 0 || vx >= i32(in_w * UPSAMPLE)) { continue; }
-            let at = (u32(vy) / UPSAMPLE) * in_w + u32(vx) / UPSAMPLE;
-            let tap = ky * KERNEL + kx;
-            for (var c = 0u; c < channels; c++) {
-                var value: f32;
-                if (c < info[0]) { value = x0[c * in_h * in_w + at]; }
-                else { value = x1[(c - info[0]) * in_h * in_w + at]; }
-                let wi = o0 * row + c * taps + tap;
-                low += value * vec4<f32>(w[wi], w[wi + row], w[wi + 2u * row], w[wi + 3u * row]);
-                high += value * vec4<f32>(w[wi + 4u * row], w[wi + 5u * row], w[wi + 6u * row], w[wi + 7u * row]);
+            {{ places }}
+            for (var c = 0u; c < info.first_channels; c++) {
+                let low = w[from_w];
+                let high = w[from_w + 1u];
+                from_w += 2u;
+                {{ first }}
+            }
+            for (var c = 0u; c < info.second_channels; c++) {
+                let low = w[from_w];
+                let high = w[from_w + 1u];
+                from_w += 2u;
+                {{ second }}
             }
         }
     }
-    // Output channels are padded to a multiple of eight in the weights, never in the output.
-    for (var j = 0u; j < 8u; j++) {
-        let o = o0 + j;
-        if (o >= out_c) { break; }
-        var v: f32;
-        if (j < 4u) { v = low[j]; } else { v = high[j - 4u]; }
-        if (info[7] == 1u) { v += bias[o]; }
-        let to = o * out_h * out_w + pixel;
-        if (info[8] == 1u) { v += residual[to]; }
-        if (info[9] == 1u) { v = max(v, 0.0); }
-        out[to] = v;
-    }
+    {{ store }}
 }

@@ -4,7 +4,7 @@ use burn::tensor::{DType, Shape};
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::template::{KernelSource, SourceKernel, SourceTemplate};
 use cubecl::prelude::{CubeCount, CubeDim, KernelId};
-use cubecl::server::KernelArguments;
+use cubecl::server::{KernelArguments, MetadataBindingInfo};
 
 use super::GpuTensor;
 
@@ -40,8 +40,8 @@ pub(super) fn grid_1d(n: usize) -> [usize; 2] {
     [n.min(32_768), n.div_ceil(32_768)]
 }
 
-/// A template with its placeholders filled in. Sizes never go into the text: they travel in the info buffer, so that
-/// one compiled pipeline serves every shape.
+/// A template with its placeholders filled in. Sizes never go into the text: they travel in the uniform, so that one
+/// compiled pipeline serves every shape.
 pub(super) struct Kernel {
     name: &'static str,
     text: &'static str,
@@ -63,19 +63,24 @@ impl Kernel {
         self
     }
 
-    /// Queues the kernel: bindings are the inputs in order, then the output, then the info buffer.
+    /// Queues the kernel: bindings are the inputs in order, then the output, then a uniform with the words of `info`.
+    ///
+    /// cubecl keeps uniforms by their words, so that a launch it has seen before writes nothing. A buffer written for
+    /// each launch would be a submission for each, since writes overtake what is only recorded.
     pub(super) fn launch(self, inputs: &[&GpuTensor], output: &Output, info: &[usize], grid: [usize; 2]) {
         let client = output.0.client.clone();
-        let words: Vec<u32> = info.iter().map(|&value| value as u32).collect();
-        let info = client.create_from_slice(bytemuck::cast_slice(&words));
+        // A uniform's struct is a multiple of 16 bytes long.
+        let words = info.chunks(4).flat_map(|four| {
+            let word = |at: usize| four.get(at).map_or(0, |&value| value as u64 & 0xffff_ffff);
+            [word(0) | word(1) << 32, word(2) | word(3) << 32]
+        });
         let mut bindings: Vec<_> = inputs.iter().map(|tensor| tensor.handle.clone().binding()).collect();
         bindings.push(output.0.handle.clone().binding());
-        bindings.push(info.binding());
         let dim = CubeDim::new_2d(self.threads[0], self.threads[1]);
         client.launch(
             Box::new(SourceKernel::new(self, dim)),
             CubeCount::Static(grid[0] as u32, grid[1] as u32, 1),
-            KernelArguments::new().with_buffers(bindings),
+            KernelArguments::new().with_buffers(bindings).with_info(MetadataBindingInfo::custom(words.collect())),
         );
     }
 }

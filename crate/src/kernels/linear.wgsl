@@ -1,89 +1,88 @@
 // out[M, N] = activation(x[M, K] * w[N, K]^T + bias[N] + addend[M, N])
 //
-// 64x64 output tile per workgroup of 16x16 threads, 4x4 outputs a thread, K walked 16 at a time.
-// 8 KiB of workgroup memory: fits the 16 KiB every WebGPU device guarantees. Weights stay packed in
-// memory and are widened to f32 while the tile is loaded.
+// A workgroup of 16x16 threads makes a tile of (16 SIDE)^2 outputs, SIDE x SIDE a thread, and walks K with 256 quads of
+// x and as many of w in workgroup memory (8 KiB: WebGPU guarantees 16). While it multiplies, the next quads are on
+// their way from memory. Weights stay packed there and are widened to f32 as they come. What a thread accumulates has
+// names instead of indices: not every driver keeps an array in registers.
+
+const SIDE = {{ side }}u;
+const TILE = SIDE * 16u;   // rows and columns of a workgroup
+const QUADS = 256u / TILE; // along K at once
 
 @group(0) @binding(0) var<storage, read_write> x: array<f32>;
 @group(0) @binding(1) var<storage, read_write> w: array<u32>;
 @group(0) @binding(2) var<storage, read_write> bias: array<f32>;
 @group(0) @binding(3) var<storage, read_write> addend: array<f32>;
 @group(0) @binding(4) var<storage, read_write> out: array<f32>;
-@group(0) @binding(5) var<storage, read_write> info: array<u32>; // M, N, K, group, word offset of the scales, has_bias, activation, has_addend
+struct Info {
+    rows: u32, cols: u32, depth: u32,
+    group_bits: u32, // log2 of the values that share a scale
+    scales: u32,     // word at which the scales begin
+    has_bias: u32, activation: u32, has_addend: u32,
+}
+@group(0) @binding(5) var<uniform> info: Info;
 
-var<workgroup> tile_x: array<vec4<f32>, 256>; // [k/4][row]
-var<workgroup> tile_w: array<vec4<f32>, 256>; // [k/4][column]
-var<workgroup> shared_depth: u32;
+var<workgroup> tile_x: array<vec4<f32>, 256>; // [quad][row]
+var<workgroup> tile_w: array<vec4<f32>, 256>; // [quad][column]
 
 {{ unpack }}
 
-fn activate(v: f32, kind: u32) -> f32 {
-    if (kind == 1u) {
+fn activate(v: f32) -> f32 {
+    if (info.activation == 1u) {
         // GELU, tanh form; the argument is clamped because tanh overflows to NaN on some drivers.
         let t = clamp(0.7978845608028654 * (v + 0.044715 * v * v * v), -15.0, 15.0);
         return 0.5 * v * (1.0 + tanh(t));
     }
-    if (kind == 2u) {
+    if (info.activation == 2u) {
         return v / (1.0 + exp(-clamp(v, -80.0, 80.0)));
     }
     return v;
 }
 
+fn quad_of_x(row: u32, k: u32) -> vec4<f32> {
+    if (row >= info.rows || k >= info.depth) { return vec4<f32>(0.0); }
+    let at = row * info.depth + k;
+    return vec4<f32>(x[at], x[at + 1u], x[at + 2u], x[at + 3u]);
+}
+
+fn quad_of_w(col: u32, k: u32) -> vec4<f32> {
+    if (col >= info.cols || k >= info.depth) { return vec4<f32>(0.0); }
+    return weight4(col, k);
+}
+
+fn store(row: u32, col: u32, sum: f32) {
+    if (row >= info.rows || col >= info.cols) { return; }
+    var v = sum;
+    if (info.has_bias == 1u) { v += bias[col]; }
+    if (info.has_addend == 1u) { v += addend[row * info.cols + col]; }
+    out[row * info.cols + col] = activate(v);
+}
+
 @compute @workgroup_size(16, 16, 1)
 fn main(@builtin(workgroup_id) group_id: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
-    let rows = info[0];
-    let cols = info[1];
-    let row0 = group_id.y * 64u;
-    let col0 = group_id.x * 64u;
+    let row0 = group_id.y * TILE;
+    let col0 = group_id.x * TILE;
     let lane = local.y * 16u + local.x;
-    let load_row = lane >> 2u;
-    let load_k4 = lane & 3u;
+    let loads = lane / QUADS;        // the row of x and the column of w that this thread fetches
+    let k = lane % QUADS * 4u;
+    let to = lane % QUADS * TILE + loads;
 
-    // The barriers below need the loop's end to be provably the same for all threads; a value from a writable buffer
-    // is not, one that went through workgroup memory is.
-    if (lane == 0u) { shared_depth = info[2]; }
-    let depth = workgroupUniformLoad(&shared_depth);
-
-    var acc: array<vec4<f32>, 4>; // [row][column]
-    for (var i = 0u; i < 4u; i++) { acc[i] = vec4<f32>(0.0); }
-
-    for (var k0 = 0u; k0 < depth; k0 += 16u) {
-        let k = k0 + load_k4 * 4u;
-        var xv = vec4<f32>(0.0);
-        var wv = vec4<f32>(0.0);
-        if (k < depth) {
-            if (row0 + load_row < rows) {
-                let at = (row0 + load_row) * depth + k;
-                xv = vec4<f32>(x[at], x[at + 1u], x[at + 2u], x[at + 3u]);
-            }
-            if (col0 + load_row < cols) { wv = weight4(col0 + load_row, k, depth); }
-        }
-        tile_x[load_k4 * 64u + load_row] = xv;
-        tile_w[load_k4 * 64u + load_row] = wv;
+    {{ clear }}
+    var xv = quad_of_x(row0 + loads, k);
+    var wv = quad_of_w(col0 + loads, k);
+    for (var k0 = 0u; k0 < info.depth; k0 += 4u * QUADS) {
+        tile_x[to] = xv;
+        tile_w[to] = wv;
         workgroupBarrier();
-        for (var k4 = 0u; k4 < 4u; k4++) {
-            let w0 = tile_w[k4 * 64u + local.x];
-            let w1 = tile_w[k4 * 64u + local.x + 16u];
-            let w2 = tile_w[k4 * 64u + local.x + 32u];
-            let w3 = tile_w[k4 * 64u + local.x + 48u];
-            for (var i = 0u; i < 4u; i++) {
-                let a = tile_x[k4 * 64u + local.y + 16u * i];
-                acc[i] += vec4<f32>(dot(a, w0), dot(a, w1), dot(a, w2), dot(a, w3));
-            }
+        let ahead = k0 + 4u * QUADS + k;
+        xv = quad_of_x(row0 + loads, ahead);
+        wv = quad_of_w(col0 + loads, ahead);
+        for (var quad = 0u; quad < QUADS; quad++) {
+            let from_w = quad * TILE + local.x;
+            let from_x = quad * TILE + local.y;
+            {{ multiply }}
         }
         workgroupBarrier();
     }
-
-    for (var i = 0u; i < 4u; i++) {
-        let row = row0 + local.y + 16u * i;
-        if (row >= rows) { continue; }
-        for (var j = 0u; j < 4u; j++) {
-            let col = col0 + local.x + 16u * j;
-            if (col >= cols) { continue; }
-            var v = acc[i][j];
-            if (info[5] == 1u) { v += bias[col]; }
-            if (info[7] == 1u) { v += addend[row * cols + col]; }
-            out[row * cols + col] = activate(v, info[6]);
-        }
-    }
+    {{ store }}
 }

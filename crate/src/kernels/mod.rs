@@ -2,11 +2,14 @@
 //!
 //! burn's own kernels are right for element-wise work, but without autotune its matmul can ask for more workgroup
 //! memory than WebGPU guarantees, its attention stores the whole score matrix and its convolution is the naive one.
-//! These need no subgroups, at most 8 KiB of workgroup memory, 256 invocations and 7 storage buffers, so they run on
+//! These need no subgroups, at most 16 KiB of workgroup memory, 256 invocations and 7 storage buffers, so they run on
 //! every WebGPU device. The CPU counterparts that define what each must compute are in [`crate::ops`].
 
+mod attention;
 mod cache;
+mod conv2d;
 mod launch;
+mod linear;
 
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, Cube, backend_extension};
@@ -15,6 +18,7 @@ use burn_cubecl::tensor::CubeTensor;
 
 use crate::model::cache::CacheLayout;
 use crate::model::manifest::DType;
+pub(crate) use conv2d::conv_weights;
 use launch::{Kernel, Output, grid_1d};
 
 /// What a linear layer's weight looks like in memory and what follows the product.
@@ -62,6 +66,8 @@ pub struct AttentionSpec {
     pub scale: f32,
     /// Whether the additive bias counts.
     pub has_bias: bool,
+    /// Multiplications and additions of one dispatch, at most.
+    pub operations: usize,
 }
 
 /// One 2-D convolution with zero padding `kernel / 2`.
@@ -117,7 +123,7 @@ pub trait GpuKernels: Backend {
     /// `[N, H*D]`, table `[N, D]` of (cos, sin) pairs -> `[N, H*D]`.
     fn kinora_rope(x: FloatTensor<Self>, table: FloatTensor<Self>) -> FloatTensor<Self>;
 
-    /// `[1, C, h, w]` -> `[1, O, h', w']`.
+    /// `[1, C, h, w]` -> `[1, O, h', w']`; weights as [`conv_weights`] lays them out.
     fn kinora_conv2d(
         x0: FloatTensor<Self>,
         x1: FloatTensor<Self>,
@@ -134,49 +140,6 @@ pub trait GpuKernels: Backend {
     fn kinora_widen_rows(words: IntTensor<Self>, own: FloatTensor<Self>, layout: CacheLayout) -> FloatTensor<Self>;
 }
 
-/// WGSL that widens four neighbouring weights to f32: `weight4(row, k, depth)`.
-fn unpack_source(dtype: DType) -> &'static str {
-    match dtype {
-        DType::F32 => {
-            "fn weight4(n: u32, k: u32, depth: u32) -> vec4<f32> {
-    let at = n * depth + k;
-    return vec4<f32>(bitcast<f32>(w[at]), bitcast<f32>(w[at + 1u]), bitcast<f32>(w[at + 2u]), bitcast<f32>(w[at + 3u]));
-}"
-        }
-        DType::F16 => {
-            "fn weight4(n: u32, k: u32, depth: u32) -> vec4<f32> {
-    let at = (n * depth + k) / 2u;
-    return vec4<f32>(unpack2x16float(w[at]), unpack2x16float(w[at + 1u]));
-}"
-        }
-        DType::Q8 => {
-            "fn weight4(n: u32, k: u32, depth: u32) -> vec4<f32> {
-    let word = w[(n * depth + k) / 4u];
-    let bytes = vec4<i32>(bitcast<i32>(word << 24u), bitcast<i32>(word << 16u), bitcast<i32>(word << 8u), bitcast<i32>(word)) >> vec4<u32>(24u);
-    let at = (n * depth + k) / info[3];
-    return vec4<f32>(bytes) * unpack2x16float(w[info[4] + at / 2u])[at & 1u];
-}"
-        }
-        DType::Q4 => {
-            "fn weight4(n: u32, k: u32, depth: u32) -> vec4<f32> {
-    let half = w[(n * depth + k) / 8u] >> (((k >> 2u) & 1u) * 16u);
-    let nibbles = (vec4<u32>(half) >> vec4<u32>(0u, 4u, 8u, 12u)) & vec4<u32>(15u);
-    let at = (n * depth + k) / info[3];
-    return (vec4<f32>(nibbles) - 8.0) * unpack2x16float(w[info[4] + at / 2u])[at & 1u];
-}"
-        }
-    }
-}
-
-/// Word at which a packed weight's scales begin.
-fn scale_word(spec: &LinearSpec) -> usize {
-    match spec.dtype {
-        DType::Q8 => spec.n * spec.k / 4,
-        DType::Q4 => spec.n * spec.k / 8,
-        DType::F32 | DType::F16 => 0,
-    }
-}
-
 impl GpuKernels for Cube {
     fn kinora_linear(
         x: FloatTensor<Self>,
@@ -185,23 +148,7 @@ impl GpuKernels for Cube {
         addend: FloatTensor<Self>,
         spec: LinearSpec,
     ) -> FloatTensor<Self> {
-        let (x, addend) = (into_contiguous(x), into_contiguous(addend));
-        let m = x.meta.shape()[0];
-        let out = Output::new(&x, &[m, spec.n]);
-        let info = [
-            m,
-            spec.n,
-            spec.k,
-            spec.group,
-            scale_word(&spec),
-            usize::from(spec.has_bias),
-            spec.activation as usize,
-            usize::from(spec.has_addend),
-        ];
-        Kernel::new("linear", include_str!("linear.wgsl"), [16, 16])
-            .with("unpack", unpack_source(spec.dtype), spec.dtype as u32)
-            .launch(&[&x, &w, &bias, &addend], &out, &info, [spec.n.div_ceil(64), m.div_ceil(64)]);
-        out.into()
+        linear::linear(into_contiguous(x), w, bias, into_contiguous(addend), spec)
     }
 
     fn kinora_attention(
@@ -211,26 +158,8 @@ impl GpuKernels for Cube {
         bias: FloatTensor<Self>,
         spec: AttentionSpec,
     ) -> FloatTensor<Self> {
-        let (q, k, v) = (into_contiguous(q), into_contiguous(k), into_contiguous(v));
-        let bias = into_contiguous(bias);
-        let (queries, keys, width) = (q.meta.shape()[0], k.meta.shape()[0], q.meta.shape()[1]);
-        let out = Output::new(&q, &[queries, width]);
-        let d4 = width / spec.heads / 4;
-        let tile = (256 / d4).clamp(1, 16);
-        // A watchdog kills a browser's GPU process over one long dispatch, so a long sequence goes in several.
-        let rows_per_dispatch = (4_000_000_000 / (keys * width * 4).max(1)).max(64) / 64 * 64;
-        let mut first = 0;
-        while first < queries {
-            let rows = rows_per_dispatch.min(queries - first);
-            let info = [queries, keys, spec.heads, spec.scale.to_bits() as usize, usize::from(spec.has_bias), first];
-            Kernel::new("attention", include_str!("attention.wgsl"), [64, 1])
-                .with("d4", &d4.to_string(), d4 as u32)
-                .with("tile", &tile.to_string(), tile as u32)
-                .with("stage", &(tile * d4).to_string(), 0)
-                .launch(&[&q, &k, &v, &bias], &out, &info, [rows.div_ceil(64), spec.heads]);
-            first += rows;
-        }
-        out.into()
+        let [q, k, v, bias] = [q, k, v, bias].map(into_contiguous);
+        attention::attention(q, k, v, bias, spec)
     }
 
     fn kinora_norm(
@@ -279,35 +208,8 @@ impl GpuKernels for Cube {
         residual: FloatTensor<Self>,
         spec: ConvSpec,
     ) -> FloatTensor<Self> {
-        let (x0, x1, residual) = (into_contiguous(x0), into_contiguous(x1), into_contiguous(residual));
-        let shape = x0.meta.shape();
-        let (c0, h, width) = (shape[1], shape[2], shape[3]);
-        let out_h = (h * spec.upsample).div_ceil(spec.stride);
-        let out_w = (width * spec.upsample).div_ceil(spec.stride);
-        let out = Output::new(&x0, &[1, spec.out_channels, out_h, out_w]);
-        let info = [
-            c0,
-            spec.second_channels,
-            h,
-            width,
-            spec.out_channels,
-            out_h,
-            out_w,
-            usize::from(spec.has_bias),
-            usize::from(spec.has_residual),
-            usize::from(spec.relu),
-        ];
-        Kernel::new("conv2d", include_str!("conv2d.wgsl"), [64, 1])
-            .with("kernel", &spec.kernel.to_string(), spec.kernel as u32)
-            .with("stride", &spec.stride.to_string(), spec.stride as u32)
-            .with("upsample", &spec.upsample.to_string(), spec.upsample as u32)
-            .launch(
-                &[&x0, &x1, &w, &bias, &residual],
-                &out,
-                &info,
-                [(out_h * out_w).div_ceil(64), spec.out_channels.div_ceil(8)],
-            );
-        out.into()
+        let [x0, x1, w, residual] = [x0, x1, w, residual].map(into_contiguous);
+        conv2d::conv2d(x0, x1, w, bias, residual, spec)
     }
 
     fn kinora_store_rows(x: FloatTensor<Self>, layout: CacheLayout) -> IntTensor<Self> {

@@ -9,7 +9,8 @@ const CENTRE = {{ centre }};
 @group(0) @binding(1) var<storage, read_write> a: array<f32>;
 @group(0) @binding(2) var<storage, read_write> b: array<f32>;
 @group(0) @binding(3) var<storage, read_write> out: array<f32>;
-@group(0) @binding(4) var<storage, read_write> info: array<u32>; // N, C, rows per modulation, eps bits, offset bits, has_a, has_b
+struct Info { rows: u32, width: u32, rows_per_modulation: u32, eps: u32, offset: u32, has_a: u32, has_b: u32 }
+@group(0) @binding(4) var<uniform> info: Info;
 
 var<workgroup> partial: array<f32, 64>;
 
@@ -29,9 +30,9 @@ fn main(@builtin(workgroup_id) group_id: vec3<u32>, @builtin(local_invocation_id
     // Past 65535 rows the grid folds into y. The row is the same for the whole workgroup, but the
     // barriers below must stay in uniform control flow, so rows past the end compute and don't store.
     let row = group_id.y * 32768u + group_id.x;
-    let live = row < info[0];
-    let width = info[1];
-    let from_row = min(row, info[0] - 1u) * width;
+    let live = row < info.rows;
+    let width = info.width;
+    let from_row = min(row, info.rows - 1u) * width;
 
     var mean = 0.0;
     if (CENTRE) {
@@ -44,13 +45,13 @@ fn main(@builtin(workgroup_id) group_id: vec3<u32>, @builtin(local_invocation_id
         let d = x[from_row + c] - mean;
         squares += d * d;
     }
-    let inverse = 1.0 / sqrt(total(local.x, squares) / f32(width) + bitcast<f32>(info[3]));
-    let from_mod = min(row, info[0] - 1u) / info[2] * width;
+    let inverse = 1.0 / sqrt(total(local.x, squares) / f32(width) + bitcast<f32>(info.eps));
+    let from_mod = min(row, info.rows - 1u) / info.rows_per_modulation * width;
     if (live) {
         for (var c = local.x; c < width; c += 64u) {
             var v = (x[from_row + c] - mean) * inverse;
-            if (info[5] == 1u) { v *= bitcast<f32>(info[4]) + a[from_mod + c]; }
-            if (info[6] == 1u) { v += b[from_mod + c]; }
+            if (info.has_a == 1u) { v *= bitcast<f32>(info.offset) + a[from_mod + c]; }
+            if (info.has_b == 1u) { v += b[from_mod + c]; }
             out[from_row + c] = v;
         }
     }

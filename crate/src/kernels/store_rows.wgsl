@@ -3,13 +3,14 @@
 
 @group(0) @binding(0) var<storage, read_write> x: array<u32>;
 @group(0) @binding(1) var<storage, read_write> out: array<u32>;
-@group(0) @binding(2) var<storage, read_write> info: array<u32>; // units, values of a unit, words of a unit
+struct Info { units: u32, values: u32, words: u32 }
+@group(0) @binding(2) var<uniform> info: Info;
 
 {{ store }}
 
 @compute @workgroup_size(64, 1, 1)
 fn main(@builtin(workgroup_id) group_id: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
     let at = (group_id.y * 32768u + group_id.x) * 64u + local.x;
-    if (at >= info[0]) { return; }
-    store(at * info[1], at * info[2], info[1]);
+    if (at >= info.units) { return; }
+    store(at * info.values, at * info.words, info.values);
 }
