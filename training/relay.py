@@ -20,15 +20,15 @@ from pathlib import Path
 from . import parts, presets
 from .progress import note
 
-# stage, its share of the time, what is there when it is finished, and whether it can stop half-way; what is missing
-# from the whole are the starts of the stages
+# stage, its share of the time, what is there when it (or a later one that replaces it) is finished, and whether it can
+# stop half-way; what is missing from the whole are the starts of the stages
 STAGES = (
-    ("tokenizer", 0.00, "tokenizer.json", False),
-    ("train_text", 0.02, "text.pt", False),
-    ("train_autoencoder", 0.33, "autoencoder.json", True),
-    ("make_latents", 0.05, "latents.json", False),
-    ("train_teacher", 0.40, "teacher.json", True),
-    ("distill", 0.14, "student.json", True),
+    ("tokenizer", 0.00, ["tokenizer.json"], False),
+    ("train_text", 0.02, ["text.pt", "teacher.pt"], False),
+    ("train_autoencoder", 0.33, ["autoencoder.json"], True),
+    ("make_latents", 0.05, ["latents.json"], False),
+    ("train_teacher", 0.40, ["teacher.json"], True),
+    ("distill", 0.14, ["student.json"], True),
 )
 CHECKPOINTS = ("autoencoder", "text", "teacher", "student")
 RESERVE = 25.0  # seconds at the end of a run for the last checkpoint and its parts
@@ -111,19 +111,19 @@ def main():
             changes[stage].append("ahead=true")
     beside, done = Beside(args, until, changes), []
     try:
-        for stage, share, result, stops in STAGES:
+        for stage, share, results, stops in STAGES:
             if stage == "train_text":  # the tokenizer is there, and so is all that rendering needs
                 beside.render()
             if stage == "train_teacher":
                 beside.encode()
-            if (work / result).exists():
+            if any((work / result).exists() for result in results):
                 done.append(stage)
                 continue
             minutes, left = share * args.total, until - time.time()
             if left < LEAST and stage != "tokenizer":
                 break
             budget = None if stage == "tokenizer" else minutes if stops else min(minutes, left / 60 - 0.5)
-            if not call(stage, args, budget, until, changes[stage]) or not (work / result).exists():
+            if not call(stage, args, budget, until, changes[stage]) or not (work / results[0]).exists():
                 break  # it paused or was stopped, the time is over
             done.append(stage)
             parts.split(args.store, work, CHECKPOINTS)
