@@ -1,6 +1,6 @@
 //! Attention by online softmax. How a row's work is shared between threads follows from the head's size.
 
-use super::launch::{Kernel, Output};
+use super::launch::{Output, Variant, launch};
 use super::{AttentionSpec, GpuTensor};
 
 /// Quads of a head that a thread keeps of its query, and as many of its sums: 64 registers.
@@ -9,7 +9,7 @@ const QUADS_OF_A_THREAD: usize = 8;
 const WORKGROUP_BYTES: usize = 16 << 10;
 
 /// How a workgroup divides rows of heads of `4 * d4` values: threads a row, rows, and keys at once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Shape {
     d4: usize,
     parts: usize,
@@ -46,9 +46,17 @@ impl Shape {
     fn each_quad(&self, text: impl Fn(usize) -> String) -> String {
         (0..self.d4 / self.parts).map(text).collect::<Vec<_>>().join("\n")
     }
+}
 
-    /// The template with everything that is done for each quad and key written out.
-    fn kernel(&self) -> Kernel {
+impl Variant for Shape {
+    const TEXT: &'static str = include_str!("attention.wgsl");
+
+    fn threads(&self) -> [u32; 2] {
+        [(self.rows * self.parts) as u32, 1]
+    }
+
+    /// Everything that is done for each quad and key is written out.
+    fn fill(&self) -> Vec<(&'static str, String)> {
         let &Self { d4, parts, rows, tile } = self;
         let mine = d4 / parts;
         let begin = self.each_quad(|quad| {
@@ -83,30 +91,28 @@ impl Shape {
                 (0..tile).map(|key| format!("weight{key} * values[mine + {}u]", key * d4 + quad)).collect();
             format!("sum{quad} = sum{quad} * shrink + {};", parts.join(" + "))
         });
-        Kernel::new("attention", include_str!("attention.wgsl"), [(rows * parts) as u32, 1])
-            .with("d4", &d4.to_string(), d4 as u32)
-            .with("parts", &parts.to_string(), 0)
-            .with("rows", &rows.to_string(), 0)
-            .with("tile", &tile.to_string(), 0)
-            .with("threads", &(rows * parts).to_string(), 0)
-            .with("stage", &(tile * d4).to_string(), 0)
-            .with("shares", &self.shares().to_string(), 0)
-            .with("begin", &begin, 0)
-            .with("scores", &scores, 0)
-            .with("join", &join, 0)
-            .with(
-                "add_bias",
-                &self.each_key(|key| format!("if ({}) {{ score{key} += bias[from_bias + {key}u]; }}", within(key))),
-                0,
-            )
-            .with(
-                "highest",
-                &self.each_key(|key| format!("highest = select(highest, max(highest, score{key}), {});", within(key))),
-                0,
-            )
-            .with("weights", &format!("{weights}\ntotal += {};", weighed.join(" + ")), 0)
-            .with("gather", &gather, 0)
-            .with("finish", &self.each_quad(|quad| format!("out[from_q + {quad}u] = sum{quad} * inverse;")), 0)
+        let add_bias =
+            self.each_key(|key| format!("if ({}) {{ score{key} += bias[from_bias + {key}u]; }}", within(key)));
+        let highest =
+            self.each_key(|key| format!("highest = select(highest, max(highest, score{key}), {});", within(key)));
+        let finish = self.each_quad(|quad| format!("out[from_q + {quad}u] = sum{quad} * inverse;"));
+        vec![
+            ("d4", d4.to_string()),
+            ("parts", parts.to_string()),
+            ("rows", rows.to_string()),
+            ("tile", tile.to_string()),
+            ("threads", (rows * parts).to_string()),
+            ("stage", (tile * d4).to_string()),
+            ("shares", self.shares().to_string()),
+            ("begin", begin),
+            ("scores", scores),
+            ("join", join),
+            ("add_bias", add_bias),
+            ("highest", highest),
+            ("weights", format!("{weights}\ntotal += {};", weighed.join(" + "))),
+            ("gather", gather),
+            ("finish", finish),
+        ]
     }
 }
 
@@ -119,7 +125,7 @@ pub(super) fn attention(q: GpuTensor, k: GpuTensor, v: GpuTensor, bias: GpuTenso
     for first in (0..queries).step_by(rows_at_once) {
         let rows = rows_at_once.min(queries - first);
         let info = [queries, keys, spec.heads, spec.scale.to_bits() as usize, usize::from(spec.has_bias), first];
-        shape.kernel().launch(&[&q, &k, &v, &bias], &out, &info, [rows.div_ceil(shape.rows), spec.heads]);
+        launch(shape, &[&q, &k, &v, &bias], &out, &info, [rows.div_ceil(shape.rows), spec.heads]);
     }
     out.into()
 }

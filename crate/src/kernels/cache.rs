@@ -2,7 +2,7 @@
 //! is in [`CacheLayout`]; what they must compute is in `denoise/cache/rows.rs`.
 
 use super::GpuTensor;
-use super::launch::{Kernel, Output, grid_1d};
+use super::launch::{Output, Variant, grid_1d, launch};
 use crate::model::cache::{CacheFormat, CacheLayout};
 
 /// Values that one invocation stores: a group, since its scale comes first, or what fills one word.
@@ -48,15 +48,46 @@ fn widen_source(format: CacheFormat) -> &'static str {
     }
 }
 
+/// The kernel that stores.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Store(CacheFormat);
+
+impl Variant for Store {
+    const TEXT: &'static str = include_str!("store_rows.wgsl");
+
+    fn threads(&self) -> [u32; 2] {
+        [64, 1]
+    }
+
+    fn fill(&self) -> Vec<(&'static str, String)> {
+        vec![("store", store_source(self.0).to_string())]
+    }
+}
+
+/// The kernel that widens.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Widen(CacheFormat);
+
+impl Variant for Widen {
+    const TEXT: &'static str = include_str!("widen_rows.wgsl");
+
+    fn threads(&self) -> [u32; 2] {
+        [64, 1]
+    }
+
+    fn fill(&self) -> Vec<(&'static str, String)> {
+        vec![("widen", widen_source(self.0).to_string())]
+    }
+}
+
 /// `[N, width]` -> the words of its rows.
 pub(super) fn store(x: GpuTensor, layout: CacheLayout) -> GpuTensor {
     let rows = x.meta.shape()[0];
     let unit = unit(layout);
     let units = rows * layout.width / unit;
     let out = Output::words(&x, rows * layout.words());
-    Kernel::new("store rows", include_str!("store_rows.wgsl"), [64, 1])
-        .with("store", store_source(layout.format), layout.format as u32)
-        .launch(&[&x], &out, &[units, unit, rows * layout.words() / units.max(1)], grid_1d(units.div_ceil(64)));
+    let info = [units, unit, rows * layout.words() / units.max(1)];
+    launch(Store(layout.format), &[&x], &out, &info, grid_1d(units.div_ceil(64)));
     out.into()
 }
 
@@ -66,13 +97,7 @@ pub(super) fn widen(words: GpuTensor, own: GpuTensor, layout: CacheLayout) -> Gp
     let rows = past + own.meta.shape()[0];
     let out = Output::new(&own, &[rows, layout.width]);
     let quads = rows * layout.width / 4;
-    Kernel::new("widen rows", include_str!("widen_rows.wgsl"), [64, 1])
-        .with("widen", widen_source(layout.format), layout.format as u32)
-        .launch(
-            &[&words, &own],
-            &out,
-            &[past * layout.width / 4, quads, layout.group / 4],
-            grid_1d(quads.div_ceil(64)),
-        );
+    let info = [past * layout.width / 4, quads, layout.group / 4];
+    launch(Widen(layout.format), &[&words, &own], &out, &info, grid_1d(quads.div_ceil(64)));
     out.into()
 }

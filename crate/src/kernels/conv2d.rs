@@ -1,6 +1,6 @@
 //! Convolutions of the autoencoder, one frame at a time.
 
-use super::launch::{Kernel, Output};
+use super::launch::{Output, Variant, launch};
 use super::{ConvSpec, GpuTensor};
 
 /// Pixels of a thread.
@@ -35,6 +35,51 @@ fn gather(input: &str) -> String {
     })
 }
 
+/// What the template is compiled for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Windows {
+    kernel: usize,
+    stride: usize,
+    upsample: usize,
+}
+
+impl Variant for Windows {
+    const TEXT: &'static str = include_str!("conv2d.wgsl");
+
+    fn threads(&self) -> [u32; 2] {
+        [64, 1]
+    }
+
+    fn fill(&self) -> Vec<(&'static str, String)> {
+        let store = each_pixel(|p| {
+            let one = |half: &str, first: usize| {
+                (0..4)
+                    .zip(["x", "y", "z", "w"])
+                    .map(|(i, part)| {
+                        format!(
+                            "store(pixel + {}u, group_id.y * {CHANNELS}u + {}u, {half}{p}.{part});",
+                            64 * p,
+                            first + i
+                        )
+                    })
+                    .collect::<Vec<_>>()
+                    .join("\n")
+            };
+            format!("{}\n{}", one("low", 0), one("high", 4))
+        });
+        vec![
+            ("kernel", self.kernel.to_string()),
+            ("stride", self.stride.to_string()),
+            ("upsample", self.upsample.to_string()),
+            ("clear", each_pixel(|p| format!("var low{p} = vec4<f32>(0.0);\nvar high{p} = vec4<f32>(0.0);"))),
+            ("places", each_pixel(|p| format!("let place{p} = place(pixel + {}u, ky, kx);", 64 * p))),
+            ("first", gather("x0")),
+            ("second", gather("x1")),
+            ("store", store),
+        ]
+    }
+}
+
 /// `[1, C0, h, w]`, `[1, C1, h, w]`, weights as in `conv2d.wgsl`, `[O]`, `[1, O, h', w']` -> `[1, O, h', w']`.
 pub(super) fn conv2d(
     x0: GpuTensor,
@@ -61,32 +106,13 @@ pub(super) fn conv2d(
         usize::from(spec.has_residual),
         usize::from(spec.relu),
     ];
-    let store = each_pixel(|p| {
-        let one = |half: &str, first: usize| {
-            (0..4)
-                .zip(["x", "y", "z", "w"])
-                .map(|(i, part)| {
-                    format!("store(pixel + {}u, group_id.y * {CHANNELS}u + {}u, {half}{p}.{part});", 64 * p, first + i)
-                })
-                .collect::<Vec<_>>()
-                .join("\n")
-        };
-        format!("{}\n{}", one("low", 0), one("high", 4))
-    });
-    Kernel::new("conv2d", include_str!("conv2d.wgsl"), [64, 1])
-        .with("kernel", &spec.kernel.to_string(), spec.kernel as u32)
-        .with("stride", &spec.stride.to_string(), spec.stride as u32)
-        .with("upsample", &spec.upsample.to_string(), spec.upsample as u32)
-        .with("clear", &each_pixel(|p| format!("var low{p} = vec4<f32>(0.0);\nvar high{p} = vec4<f32>(0.0);")), 0)
-        .with("places", &each_pixel(|p| format!("let place{p} = place(pixel + {}u, ky, kx);", 64 * p)), 0)
-        .with("first", &gather("x0"), 0)
-        .with("second", &gather("x1"), 0)
-        .with("store", &store, 0)
-        .launch(
-            &[&x0, &x1, &w, &bias, &residual],
-            &out,
-            &info,
-            [(out_h * out_w).div_ceil(64 * PIXELS), spec.out_channels.div_ceil(CHANNELS)],
-        );
+    let windows = Windows { kernel: spec.kernel, stride: spec.stride, upsample: spec.upsample };
+    launch(
+        windows,
+        &[&x0, &x1, &w, &bias, &residual],
+        &out,
+        &info,
+        [(out_h * out_w).div_ceil(64 * PIXELS), spec.out_channels.div_ceil(CHANNELS)],
+    );
     out.into()
 }

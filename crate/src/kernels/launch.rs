@@ -1,5 +1,8 @@
 //! Fills in a WGSL template and puts it on the queue.
 
+use std::fmt::Debug;
+use std::hash::Hash;
+
 use burn::tensor::{DType, Shape};
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::template::{KernelSource, SourceKernel, SourceTemplate};
@@ -40,63 +43,55 @@ pub(super) fn grid_1d(n: usize) -> [usize; 2] {
     [n.min(32_768), n.div_ceil(32_768)]
 }
 
-/// A template with its placeholders filled in. Sizes never go into the text: they travel in the uniform, so that one
-/// compiled pipeline serves every shape.
-pub(super) struct Kernel {
-    name: &'static str,
-    text: &'static str,
-    threads: [u32; 2],
-    items: Vec<(&'static str, String)>,
-    key: Vec<u32>,
+/// A kernel written in WGSL, with what is fixed when it is compiled. Sizes are not: they travel in a uniform, so that one
+/// compiled pipeline serves every shape. Two kernels are the same pipeline when their variants are equal.
+pub(super) trait Variant: Clone + Debug + Eq + Hash + Send + Sync + 'static {
+    /// The template.
+    const TEXT: &'static str;
+
+    /// Threads of a workgroup, as the template has them.
+    fn threads(&self) -> [u32; 2];
+
+    /// The template's placeholders. Asked for only where no pipeline is there yet.
+    fn fill(&self) -> Vec<(&'static str, String)>;
 }
 
-impl Kernel {
-    pub(super) fn new(name: &'static str, text: &'static str, threads: [u32; 2]) -> Self {
-        Self { name, text, threads, items: Vec::new(), key: Vec::new() }
-    }
+struct Kernel<V>(V);
 
-    /// Fills one placeholder. `key` must tell apart all values the placeholder can take: it is what the pipeline
-    /// cache looks at.
-    pub(super) fn with(mut self, placeholder: &'static str, value: &str, key: u32) -> Self {
-        self.items.push((placeholder, value.to_string()));
-        self.key.push(key);
-        self
-    }
-
-    /// Queues the kernel: bindings are the inputs in order, then the output, then a uniform with the words of `info`.
-    ///
-    /// cubecl keeps uniforms by their words, so that a launch it has seen before writes nothing. A buffer written for
-    /// each launch would be a submission for each, since writes overtake what is only recorded.
-    pub(super) fn launch(self, inputs: &[&GpuTensor], output: &Output, info: &[usize], grid: [usize; 2]) {
-        let client = output.0.client.clone();
-        // A uniform's struct is a multiple of 16 bytes long.
-        let words = info.chunks(4).flat_map(|four| {
-            let word = |at: usize| four.get(at).map_or(0, |&value| value as u64 & 0xffff_ffff);
-            [word(0) | word(1) << 32, word(2) | word(3) << 32]
-        });
-        let mut bindings: Vec<_> = inputs.iter().map(|tensor| tensor.handle.clone().binding()).collect();
-        bindings.push(output.0.handle.clone().binding());
-        let dim = CubeDim::new_2d(self.threads[0], self.threads[1]);
-        client.launch(
-            Box::new(SourceKernel::new(self, dim)),
-            CubeCount::Static(grid[0] as u32, grid[1] as u32, 1),
-            KernelArguments::new().with_buffers(bindings).with_info(MetadataBindingInfo::custom(words.collect())),
-        );
-    }
-}
-
-impl KernelSource for Kernel {
+impl<V: Variant> KernelSource for Kernel<V> {
     fn source(&self) -> SourceTemplate {
-        self.items
-            .iter()
-            .fold(SourceTemplate::new(self.text), |template, (name, value)| template.register(*name, value.clone()))
+        self.0
+            .fill()
+            .into_iter()
+            .fold(SourceTemplate::new(V::TEXT), |template, (name, value)| template.register(name, value))
     }
 
     fn id(&self) -> KernelId {
-        KernelId::new::<Self>().info((self.name, self.key.clone()))
+        KernelId::new::<Self>().info(self.0.clone())
     }
 
     fn lang(&self) -> &'static str {
         "wgsl"
     }
+}
+
+/// Queues a kernel: bindings are the inputs in order, then the output, then a uniform with the words of `info`.
+///
+/// cubecl keeps uniforms by their words, so that a launch it has seen before writes nothing. A buffer written for each
+/// launch would be a submission for each, since writes overtake what is only recorded.
+pub(super) fn launch<V: Variant>(variant: V, inputs: &[&GpuTensor], output: &Output, info: &[usize], grid: [usize; 2]) {
+    let client = output.0.client.clone();
+    // A uniform's struct is a multiple of 16 bytes long.
+    let words = info.chunks(4).flat_map(|four| {
+        let word = |at: usize| four.get(at).map_or(0, |&value| value as u64 & 0xffff_ffff);
+        [word(0) | word(1) << 32, word(2) | word(3) << 32]
+    });
+    let mut bindings: Vec<_> = inputs.iter().map(|tensor| tensor.handle.clone().binding()).collect();
+    bindings.push(output.0.handle.clone().binding());
+    let [x, y] = variant.threads();
+    client.launch(
+        Box::new(SourceKernel::new(Kernel(variant), CubeDim::new_2d(x, y))),
+        CubeCount::Static(grid[0] as u32, grid[1] as u32, 1),
+        KernelArguments::new().with_buffers(bindings).with_info(MetadataBindingInfo::custom(words.collect())),
+    );
 }

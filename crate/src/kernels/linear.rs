@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use super::launch::{Kernel, Output};
+use super::launch::{Output, Variant, launch};
 use super::{GpuTensor, LinearSpec};
 use crate::model::manifest::DType;
 
@@ -81,6 +81,33 @@ fn share(side: usize) -> [String; 3] {
     [clear, multiply, store]
 }
 
+/// How the weight is stored, and outputs along the side of a thread's share.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Tiles {
+    dtype: DType,
+    side: usize,
+}
+
+impl Variant for Tiles {
+    const TEXT: &'static str = include_str!("linear.wgsl");
+
+    fn threads(&self) -> [u32; 2] {
+        [16, 16]
+    }
+
+    fn fill(&self) -> Vec<(&'static str, String)> {
+        let [clear, multiply, store] = share(self.side);
+        let unpack = unpack_source(self.dtype).to_string();
+        vec![
+            ("unpack", unpack),
+            ("side", self.side.to_string()),
+            ("clear", clear),
+            ("multiply", multiply),
+            ("store", store),
+        ]
+    }
+}
+
 /// `[M, K]`, words of `[N, K]`, `[N]`, `[M, N]` -> `[M, N]`.
 pub(super) fn linear(x: GpuTensor, w: GpuTensor, bias: GpuTensor, addend: GpuTensor, spec: LinearSpec) -> GpuTensor {
     let m = x.meta.shape()[0];
@@ -97,13 +124,6 @@ pub(super) fn linear(x: GpuTensor, w: GpuTensor, bias: GpuTensor, addend: GpuTen
         spec.activation as usize,
         usize::from(spec.has_addend),
     ];
-    let [clear, multiply, store] = share(side);
-    Kernel::new("linear", include_str!("linear.wgsl"), [16, 16])
-        .with("unpack", unpack_source(spec.dtype), spec.dtype as u32)
-        .with("side", &side.to_string(), side as u32)
-        .with("clear", &clear, 0)
-        .with("multiply", &multiply, 0)
-        .with("store", &store, 0)
-        .launch(&[&x, &w, &bias, &addend], &out, &info, tiles(side));
+    launch(Tiles { dtype: spec.dtype, side }, &[&x, &w, &bias, &addend], &out, &info, tiles(side));
     out.into()
 }

@@ -19,7 +19,7 @@ use burn_cubecl::tensor::CubeTensor;
 use crate::model::cache::CacheLayout;
 use crate::model::manifest::DType;
 pub(crate) use conv2d::conv_weights;
-use launch::{Kernel, Output, grid_1d};
+use launch::{Output, Variant, grid_1d, launch};
 
 /// What a linear layer's weight looks like in memory and what follows the product.
 #[derive(Clone, Copy, Debug)]
@@ -140,6 +140,40 @@ pub trait GpuKernels: Backend {
     fn kinora_widen_rows(words: IntTensor<Self>, own: FloatTensor<Self>, layout: CacheLayout) -> FloatTensor<Self>;
 }
 
+/// The normalisation, which subtracts the mean or does not.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Norm {
+    centre: bool,
+}
+
+impl Variant for Norm {
+    const TEXT: &'static str = include_str!("norm.wgsl");
+
+    fn threads(&self) -> [u32; 2] {
+        [64, 1]
+    }
+
+    fn fill(&self) -> Vec<(&'static str, String)> {
+        vec![("centre", self.centre.to_string())]
+    }
+}
+
+/// The rotary embedding.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Rope;
+
+impl Variant for Rope {
+    const TEXT: &'static str = include_str!("rope.wgsl");
+
+    fn threads(&self) -> [u32; 2] {
+        [64, 1]
+    }
+
+    fn fill(&self) -> Vec<(&'static str, String)> {
+        Vec::new()
+    }
+}
+
 impl GpuKernels for Cube {
     fn kinora_linear(
         x: FloatTensor<Self>,
@@ -180,9 +214,7 @@ impl GpuKernels for Cube {
             usize::from(spec.has_scale),
             usize::from(spec.has_shift),
         ];
-        Kernel::new("norm", include_str!("norm.wgsl"), [64, 1])
-            .with("centre", if spec.centre { "true" } else { "false" }, u32::from(spec.centre))
-            .launch(&[&x, &scale, &shift], &out, &info, grid_1d(rows));
+        launch(Norm { centre: spec.centre }, &[&x, &scale, &shift], &out, &info, grid_1d(rows));
         out.into()
     }
 
@@ -191,12 +223,8 @@ impl GpuKernels for Cube {
         let (rows, width) = (x.meta.shape()[0], x.meta.shape()[1]);
         let pairs = rows * width / 2;
         let out = Output::new(&x, &[rows, width]);
-        Kernel::new("rope", include_str!("rope.wgsl"), [64, 1]).launch(
-            &[&x, &table],
-            &out,
-            &[pairs, width / 2, table.meta.shape()[1] / 2],
-            grid_1d(pairs.div_ceil(64)),
-        );
+        let info = [pairs, width / 2, table.meta.shape()[1] / 2];
+        launch(Rope, &[&x, &table], &out, &info, grid_1d(pairs.div_ceil(64)));
         out.into()
     }
 

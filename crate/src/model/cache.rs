@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 const GROUP: usize = 32;
 
 /// Storage of a causal model's cache. Arithmetic is f32 in all of them.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CacheFormat {
     /// 32-bit floats, exact.
