@@ -24,8 +24,8 @@ pub const TILE_BYTES: usize = 64 << 20;
 /// Multiplications and additions of one dispatch of attention. A watchdog ends the GPU process of a browser, or resets
 /// the driver, over one that takes seconds: the first is for a GPU that manages some tens of GFLOP/s, the other for one
 /// that is emulated.
-const DISPATCH: usize = 32_000_000_000;
-const SLOW_DISPATCH: usize = 4_000_000_000;
+const DISPATCH: u64 = 32_000_000_000;
+const SLOW_DISPATCH: u64 = 4_000_000_000;
 
 /// What follows a linear layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -121,7 +121,8 @@ pub(super) fn attention(q: GpuTensor, k: GpuTensor, v: GpuTensor, bias: GpuTenso
     let (queries, keys, width) = (q.meta.shape()[0], k.meta.shape()[0], q.meta.shape()[1]);
     let out = Output::new(&q, &[queries, width]);
     let shape = Shape::of(width / spec.heads / 4);
-    let rows_at_once = (spec.operations / (keys * width * 4).max(1)).max(shape.rows).next_multiple_of(shape.rows);
+    let affordable = spec.operations / (keys as u64 * width as u64 * 4).max(1);
+    let rows_at_once = (affordable.min(queries as u64) as usize).max(1).next_multiple_of(shape.rows);
     for first in (0..queries).step_by(rows_at_once) {
         let rows = rows_at_once.min(queries - first);
         let info = [queries, keys, spec.heads, spec.scale.to_bits() as usize, usize::from(spec.has_bias), first];

@@ -67,7 +67,7 @@ pub struct AttentionSpec {
     /// Whether the additive bias counts.
     pub has_bias: bool,
     /// Multiplications and additions of one dispatch, at most.
-    pub operations: usize,
+    pub operations: u64,
 }
 
 /// One 2-D convolution with zero padding `kernel / 2`.
