@@ -3,8 +3,8 @@
     python -m training.probe [--preset cpu] [--minutes 4]
 
 It learns from rendered clips only, seen at reduced size and after a random blur and noise, so that a generated clip's
-softness is not what decides. Five frames go in as one picture of 15 channels. Writes probe.pt and probe.json: the share
-of held-out renders named right per attribute and, for the worst one, what it was taken for.
+softness is not what decides. Five frames go in as one picture of 15 channels. Writes probe.pt, one that is there is
+trained on, and probe.json: the share of held-out renders named right per attribute, and what was taken for what.
 """
 
 import json
@@ -88,6 +88,10 @@ def main():
     torch.manual_seed(options["seed"] + 70)
     rng = random.Random(options["seed"] + 71)
     probe = Probe().to(device)
+    if (work / "probe.pt").exists():
+        probe.load_state_dict(torch.load(work / "probe.pt", map_location=device))
+        note(work, "probe: goes on from probe.pt")
+        rng = random.Random(time.time())  # other clips than the last time
     optimiser = Muon(groups(probe.named_parameters(), lambda n, p: "body" in n, options["muon_lr"], options["lr"],
                             0.01))
     held = [rendered(random.Random(options["seed"] + 72 + i), 8, device, args.eager)
