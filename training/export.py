@@ -30,8 +30,9 @@ def manifest(work, source, tokenizer, sigmas, shift, tensors):
             part.pop(curve, None)
     weights = sum(t.numel() * 4 for t in tensors.values())
     largest = max(t.numel() * 4 for t in tensors.values())
-    # the widest activation of the decoder is its last stage: all channels of a frame at half size, four frames
-    activation = 4 * 4 * max(presets.AUTOENCODER["decoder_channels"][2] * 2, 64) * pixels // 4
+    # the widest activation of the decoder is its last stage: all channels of a frame in patches, four frames
+    channels, patch = presets.AUTOENCODER["decoder_channels"][2], presets.AUTOENCODER["patch_size"]
+    activation = 4 * 4 * max(2 * channels, 64) * pixels // patch ** 2
     text = {"kind": "umt5", "vocab_size": tokenizer.get_vocab_size(), **presets.TEXT_ENCODER,
             "tokenizer": {"path": "tokenizer.json"}}
     return {

@@ -167,7 +167,8 @@ def save(path, model, optimiser, statistics, step, spent, seen, log):
 def finish(model, pool, statistics, held, work, facts):
     """Fold the running statistics into the encoder, measure and write the result."""
     model.fold_normalisation(statistics["mean"], (statistics["var"] + 1e-4).sqrt())
-    latents = torch.cat([model.encode(c[None].float() / 255) for c in pool.stores[0].clips[:min(64, pool.stores[0].count)]])
+    store = pool.stores[0]
+    latents = torch.cat([model.encode(clip[None].float() / 255) for clip in store.clips[:min(64, store.count)]])
     facts["latent_mean"], facts["latent_std"] = round(latents.mean().item(), 3), round(latents.std().item(), 3)
     out = torch.cat([model.decode(model.encode(c[None])) for c in held])
     facts["psnr_db"] = round(psnr(out, held), 2)
