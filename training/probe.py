@@ -87,11 +87,12 @@ def main():
     device = options["device"]
     torch.manual_seed(options["seed"] + 70)
     rng = random.Random(options["seed"] + 71)
-    probe = Probe().to(device)
+    probe, before = Probe().to(device), 0
     if (work / "probe.pt").exists():
         probe.load_state_dict(torch.load(work / "probe.pt", map_location=device))
-        note(work, "probe: goes on from probe.pt")
-        rng = random.Random(time.time())  # other clips than the last time
+        before = json.loads((work / "probe.json").read_text())["steps"]
+        rng = random.Random(options["seed"] + 71 + before)  # other clips than the last time
+        note(work, f"probe: goes on from step {before}")
     optimiser = Muon(groups(probe.named_parameters(), lambda n, p: "body" in n, options["muon_lr"], options["lr"],
                             0.01))
     held = [rendered(random.Random(options["seed"] + 72 + i), 8, device, args.eager)
@@ -120,7 +121,7 @@ def main():
     with torch.no_grad():
         logits = [torch.cat(column) for column in zip(*(probe(clips) for clips, _ in held))]
     truth = torch.cat([attributes for _, attributes in held])
-    facts = {"steps": step, "held_out_renders": len(truth), "right": {}, "confusion": {}}
+    facts = {"steps": before + step, "held_out_renders": len(truth), "right": {}, "confusion": {}}
     for i, (name, values) in enumerate(worlds.ATTRIBUTES.items()):
         said = logits[i].argmax(-1)
         facts["right"][name] = round(share_right(logits[i], truth[:, i]), 4)

@@ -23,7 +23,7 @@ STAGES = (
     ("widen", None, []),
     ("train_decoder", 0.03, ["batch=1", "whole=1", "frames=5", "pool=8"]),
     ("train_teacher", 0.05, ["batch=4", "bake=0.5"]),
-    ("distill", 0.05, ["batch=4", "substeps=1"]),
+    ("distill", 0.05, ["batch=4", "substeps=1", "walkers=2", "keep=64"]),
     ("evaluate", None, []),
 )
 FEW = ["--prompts", "16", "--confusable", "4", "--measured", "2", "--steps", "4",
@@ -55,7 +55,7 @@ def stages(common, folder):
             run("follow", *common, "--before", f"{folder}/teacher.pt")
             run("train_decoder", *common, "--behind", "student", "--minutes", "0.06",
                 *changed(["batch=1", "whole=1", "frames=5", "pool=8", "guesses=1"]))
-            run("distill", *common, "--minutes", "0.03", *changed(["batch=4", "substeps=1", "steps=2", "guidance=1"]),
+            run("distill", *common, "--minutes", "0.03", *changed(["batch=4", "substeps=1", "walkers=2", "keep=64", "steps=2", "guidance=1"]),
                 "--teacher", "student", "--name", "student2")
         run(stage, *common, *limit, *changed(changes), *(FEW if stage == "evaluate" else []))
     assert len(json.loads((Path(folder) / "evaluation.json").read_text())["sources"]) == 5

@@ -55,10 +55,6 @@ struct Store(CacheFormat);
 impl Variant for Store {
     const TEXT: &'static str = include_str!("store_rows.wgsl");
 
-    fn threads(&self) -> [u32; 2] {
-        [64, 1]
-    }
-
     fn fill(&self) -> Vec<(&'static str, String)> {
         vec![("store", store_source(self.0).to_string())]
     }
@@ -70,10 +66,6 @@ struct Widen(CacheFormat);
 
 impl Variant for Widen {
     const TEXT: &'static str = include_str!("widen_rows.wgsl");
-
-    fn threads(&self) -> [u32; 2] {
-        [64, 1]
-    }
 
     fn fill(&self) -> Vec<(&'static str, String)> {
         vec![("widen", widen_source(self.0).to_string())]

@@ -46,10 +46,6 @@ struct Windows {
 impl Variant for Windows {
     const TEXT: &'static str = include_str!("conv2d.wgsl");
 
-    fn threads(&self) -> [u32; 2] {
-        [64, 1]
-    }
-
     fn fill(&self) -> Vec<(&'static str, String)> {
         let store = each_pixel(|p| {
             let one = |half: &str, first: usize| {

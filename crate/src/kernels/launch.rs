@@ -50,10 +50,14 @@ pub(super) trait Variant: Clone + Debug + Eq + Hash + Send + Sync + 'static {
     const TEXT: &'static str;
 
     /// Threads of a workgroup, as the template has them.
-    fn threads(&self) -> [u32; 2];
+    fn threads(&self) -> [u32; 2] {
+        [64, 1]
+    }
 
     /// The template's placeholders. Asked for only where no pipeline is there yet.
-    fn fill(&self) -> Vec<(&'static str, String)>;
+    fn fill(&self) -> Vec<(&'static str, String)> {
+        Vec::new()
+    }
 }
 
 struct Kernel<V>(V);

@@ -149,10 +149,6 @@ struct Norm {
 impl Variant for Norm {
     const TEXT: &'static str = include_str!("norm.wgsl");
 
-    fn threads(&self) -> [u32; 2] {
-        [64, 1]
-    }
-
     fn fill(&self) -> Vec<(&'static str, String)> {
         vec![("centre", self.centre.to_string())]
     }
@@ -164,14 +160,6 @@ struct Rope;
 
 impl Variant for Rope {
     const TEXT: &'static str = include_str!("rope.wgsl");
-
-    fn threads(&self) -> [u32; 2] {
-        [64, 1]
-    }
-
-    fn fill(&self) -> Vec<(&'static str, String)> {
-        Vec::new()
-    }
 }
 
 impl GpuKernels for Cube {
