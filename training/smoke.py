@@ -55,8 +55,8 @@ def stages(common, folder):
             run("follow", *common, "--before", f"{folder}/teacher.pt")
             run("train_decoder", *common, "--behind", "student", "--minutes", "0.06",
                 *changed(["batch=1", "whole=1", "frames=5", "pool=8", "guesses=1"]))
-            run("distill", *common, "--minutes", "0.03", *changed(["batch=4", "substeps=1", "walkers=2", "keep=64", "steps=2", "guidance=1"]),
-                "--teacher", "student", "--name", "student2")
+            run("distill", *common, "--minutes", "0.03", "--teacher", "student", "--name", "student2",
+                *changed(["batch=4", "substeps=1", "walkers=2", "keep=64", "steps=2", "guidance=1"]))
         run(stage, *common, *limit, *changed(changes), *(FEW if stage == "evaluate" else []))
     assert len(json.loads((Path(folder) / "evaluation.json").read_text())["sources"]) == 5
     assert json.loads((Path(folder) / "student2.json").read_text())["sigmas"] == [1.0, 0.75]

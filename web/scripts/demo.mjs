@@ -24,7 +24,11 @@ function readArguments() {
 	if (values.seed !== undefined && !/^\d+$/.test(values.seed)) {
 		throw new Failure(`--seed is a whole number from 0 up, not ${values.seed}.`);
 	}
-	return { ...values, prompt: positionals.join(' ').trim() };
+	const prompt = positionals.join(' ').trim();
+	if (positionals.length && !prompt) {
+		throw new Failure('The prompt is empty. Say in a few words what the clip should show, or leave it out for an example.');
+	}
+	return { ...values, prompt };
 }
 
 const seconds = (milliseconds) => `${(milliseconds / 1000).toFixed(2)} s`;
