@@ -32,8 +32,10 @@ build_cli() {
     attempt "Building the command line" native_cargo build --workspace
 }
 
-wasm_cargo() {
+wasm_cargo() (
     claim "$wasm_target_dir"
+    # .cargo/config.toml, found from the working folder, holds the target's flags.
+    cd "$root" || exit 1
     local arguments=(build --profile wasm "${pinned[@]}" -p kinora --lib --target "$wasm_target")
     if [[ $wasm_route == debian ]]; then
         RUSTC_BOOTSTRAP=1 RUSTC=/usr/bin/rustc CARGO_TARGET_DIR=$wasm_target_dir \
@@ -42,14 +44,12 @@ wasm_cargo() {
     else
         CARGO_TARGET_DIR=$wasm_target_dir cargo "${arguments[@]}"
     fi
-}
+)
 
 build_engine() {
     need wasm
     build_bindgen
     [[ -d $wasm_target_dir ]] || say "Building the engine for the first time; this takes 10 to 20 minutes on two cores"
-    # .cargo/config.toml, found from the working folder, holds the target's flags.
-    cd "$root" || fail "$root cannot be entered."
     attempt "Building the engine for wasm" wasm_cargo
     local wasm=$wasm_target_dir/$wasm_target/wasm/kinora.wasm
     local bindgen=$target_dir/release/kinora-bindgen out=$root/web/engine stamp

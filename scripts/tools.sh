@@ -107,7 +107,7 @@ install_node() {
     *) return 1 ;;
     esac
     say "Installing Node $node_fallback: the one found is older than $node_needed"
-    npm install --silent --no-save --no-audit --no-fund --prefix "$cache_dir/node-package" \
+    npm install --loglevel=error --no-save --no-audit --no-fund --prefix "$cache_dir/node-package" \
         "node-linux-$machine@$node_fallback" >/dev/null || return 1
     mkdir -p "$cache_dir/node/bin"
     cp "$cache_dir/node-package/node_modules/node-linux-$machine/bin/node" "$cache_dir/node/bin/node"

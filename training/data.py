@@ -168,18 +168,23 @@ def empty(ids):
 
 
 def given_frames(count, frames, share, rng):
-    """Mask [B, F], true where a latent frame is given: first, last, both or a prefix, for `share` of the rows."""
+    """Mask [B, F], true where a latent frame is given, for `share` of the rows: the first frame, the last, both, a
+    prefix, a suffix, or any of them; never all."""
     mask = torch.zeros(count, frames, dtype=torch.bool)
     for row in range(count):
         if rng.random() >= share:
             continue
-        kind = rng.choice(("first", "first", "last", "both", "prefix"))
+        kind = rng.choice(("first", "first", "last", "both", "prefix", "suffix", "random"))
         if kind in ("first", "both"):
             mask[row, 0] = True
         if kind in ("last", "both"):
             mask[row, -1] = True
         if kind == "prefix":
             mask[row, :rng.randrange(1, frames)] = True
+        if kind == "suffix":
+            mask[row, -rng.randrange(1, frames):] = True
+        if kind == "random":
+            mask[row, rng.sample(range(frames), rng.randrange(1, frames))] = True
     return mask
 
 

@@ -1,7 +1,7 @@
 /**
  * The page's side of the worker: typed calls, cancellation that always works, and a fresh worker after one has died.
  */
-import { KinoraError, aborted, fromWire, type ErrorCode } from './errors.js';
+import { KinoraError, aborted, fromWire, unlessAborted, type ErrorCode } from './errors.js';
 import { ADAPTER_TIMEOUT, withoutGpu, type ProbeReport } from './probe.js';
 import type { CallName, Calls, FromWorker, LoadArguments, OpenArguments, OpenResult, ToWorker } from './protocol.js';
 
@@ -30,6 +30,8 @@ export class Client {
 	#rejectReady: (error: KinoraError) => void = () => undefined;
 	#pending = new Map<number, Pending>();
 	#nextId = 1;
+	/** The last probe. The worker takes one call at a time, so everything else waits for it. */
+	#probing: Promise<unknown> = Promise.resolve();
 	#opened: { key: string; result: OpenResult; loaded: boolean; encoder: boolean } | undefined;
 
 	/** Whether the model is on the device already, so that a generation needs no download. */
@@ -43,7 +45,13 @@ export class Client {
 	}
 
 	/** Asks the GPU who it is. A GPU that says nothing for five seconds costs the worker, not the page. */
-	async probe(features: string[]): Promise<ProbeReport> {
+	probe(features: string[]): Promise<ProbeReport> {
+		const report = this.#probing.then(() => this.#probe(features));
+		this.#probing = report.catch(() => undefined);
+		return report;
+	}
+
+	async #probe(features: string[]): Promise<ProbeReport> {
 		if (!globalThis.isSecureContext) {
 			return withoutGpu('unsupported-webgpu');
 		}
@@ -65,6 +73,8 @@ export class Client {
 
 	/** Starts the engine for a model and a device, or gives the engine that already runs for them. */
 	async open(input: OpenArguments, options: CallOptions<'open'> = {}): Promise<OpenResult> {
+		const { signal } = options;
+		await (signal ? unlessAborted(this.#probing, signal) : this.#probing);
 		const key = JSON.stringify(input);
 		if (this.#opened && this.#opened.key === key) {
 			return { ...this.#opened.result, bytes: 0, timings: { engine: 0, create: 0 } };

@@ -14,7 +14,7 @@ import { newSeed, seedOf, sizeOf } from './clip.js';
 import { Course } from './course.js';
 import { downloadText } from './download.js';
 import type { Device, VideoRequest } from './engine.js';
-import { KinoraError, aborted, toKinoraError, type ErrorCode } from './errors.js';
+import { KinoraError, aborted, toKinoraError, unlessAborted, type ErrorCode } from './errors.js';
 import type { Availability, FrameDetail, GenerateOptions, KinoraVideoEvents, State, VideoResult } from './events.js';
 import { ShardStore, deleteStoredModels } from './loader.js';
 import { lorasOf, weighted, type WeightedLora } from './loras.js';
@@ -38,16 +38,12 @@ const STYLE = `
 /** Failures that a newer manifest may cure: the site can have been updated since this page was opened. */
 const STALE: readonly ErrorCode[] = ['network', 'integrity', 'manifest', 'tensor', 'tokenizer', 'prompt-pack'];
 
-/** The answer to something that cannot be stopped itself, unless it is no longer wanted. */
-function unlessAborted<Value>(work: Promise<Value>, signal: AbortSignal): Promise<Value> {
-	return new Promise((resolve, reject) => {
-		const stop = () => reject(aborted());
-		if (signal.aborted) {
-			stop();
-		}
-		signal.addEventListener('abort', stop, { once: true });
-		work.then(resolve, reject).finally(() => signal.removeEventListener('abort', stop));
-	});
+/** Milliseconds a player may take to its first frame before the clip is handed over all the same. */
+const FIRST_FRAME_PATIENCE = 2000;
+
+/** What a look at the model and the device found, and the manifest as it was read. */
+interface Found extends Availability {
+	text: string;
 }
 
 export class KinoraVideo extends HTMLElement {
@@ -56,8 +52,11 @@ export class KinoraVideo extends HTMLElement {
 	readonly #client = new Client();
 	readonly #canvas = document.createElement('canvas');
 	readonly #video = document.createElement('video');
-	#availability: Promise<Availability> | undefined;
-	#manifestText = '';
+	#found: Promise<Found> | undefined;
+	/** An attribute is not what it was when the engine was opened. */
+	#changed = false;
+	/** The browser keeps the model that is loaded. */
+	#stored = false;
 	#device: Device | undefined;
 	#state: State = 'idle';
 	#run: AbortController | undefined;
@@ -78,10 +77,21 @@ export class KinoraVideo extends HTMLElement {
 		root.append(document.createElement('slot'), this.#canvas, this.#video);
 	}
 
+	connectedCallback(): void {
+		if (this.#result && !this.#video.src) {
+			this.#video.src = URL.createObjectURL(this.#result.blob);
+		}
+	}
+
 	disconnectedCallback(): void {
-		this.cancel();
-		this.#client.close();
-		this.#forgetVideo();
+		// An element that is only moved is back in the document when the script that moves it has ended.
+		queueMicrotask(() => {
+			if (!this.isConnected) {
+				this.cancel();
+				this.#client.close();
+				this.#forgetVideo();
+			}
+		});
 	}
 
 	attributeChangedCallback(name: string, before: string | null, after: string | null): void {
@@ -91,7 +101,8 @@ export class KinoraVideo extends HTMLElement {
 				this.#shape(sizeOf(after));
 			}
 		} else if (before !== after) {
-			this.#availability = undefined;
+			this.#found = undefined;
+			this.#changed = true;
 		}
 	}
 
@@ -125,7 +136,7 @@ export class KinoraVideo extends HTMLElement {
 
 	/** Whether a generation can start without loading anything. */
 	get loaded(): boolean {
-		return this.#client.loaded;
+		return this.#client.loaded && !this.#changed;
 	}
 
 	get #forcedDevice(): Device | undefined {
@@ -139,24 +150,41 @@ export class KinoraVideo extends HTMLElement {
 
 	/** Reads the manifest and asks for a GPU. Repeated calls share one answer until an attribute changes. */
 	availability(): Promise<Availability> {
-		this.#availability ??= this.#findAvailability().catch((error: unknown) => {
-			this.#availability = undefined;
-			throw toKinoraError(error);
-		});
-		return this.#availability;
+		return this.#find();
 	}
 
-	async #findAvailability(): Promise<Availability> {
+	#find(): Promise<Found> {
+		if (this.#found === undefined) {
+			const asked = this.#look().then(
+				(found) => {
+					// An answer that comes after the attributes have changed is about something else.
+					if (this.#found === asked) {
+						this.#device = found.device;
+					}
+					return found;
+				},
+				(error: unknown) => {
+					if (this.#found === asked) {
+						this.#found = undefined;
+					}
+					throw toKinoraError(error);
+				},
+			);
+			this.#found = asked;
+		}
+		return this.#found;
+	}
+
+	async #look(): Promise<Found> {
 		const forced = this.#forcedDevice;
-		this.#manifestText = await downloadText(this.#manifestUrl, { revalidate: true }).catch((error: unknown) => {
+		const text = await downloadText(this.#manifestUrl, { revalidate: true }).catch((error: unknown) => {
 			const { code, message } = toKinoraError(error);
 			throw code === 'integrity' ? new KinoraError('manifest', message, { retryable: true, cause: error }) : error;
 		});
-		const manifest = parseManifest(this.#manifestText);
+		const manifest = parseManifest(text);
 		const probe = forced === 'cpu' ? undefined : await this.#client.probe(manifest.features);
 		const stored = await (await ShardStore.open()).has(manifest.firstShards);
-		this.#device = forced ?? probe?.device ?? 'cpu';
-		return { manifest, probe, device: this.#device, stored };
+		return { manifest, probe, device: forced ?? probe?.device ?? 'cpu', stored, text };
 	}
 
 	/** Makes one video. Downloads the model first when it is not here yet. */
@@ -193,7 +221,7 @@ export class KinoraVideo extends HTMLElement {
 			const error = signal.aborted ? aborted() : toKinoraError(thrown);
 			this.#restore();
 			if (STALE.includes(error.code)) {
-				this.#availability = undefined;
+				this.#found = undefined;
 			}
 			this.#setState(error.code === 'aborted' ? 'idle' : 'error');
 			if (error.code !== 'aborted') {
@@ -215,7 +243,7 @@ export class KinoraVideo extends HTMLElement {
 	async deleteModel(): Promise<void> {
 		this.cancel();
 		this.#client.close();
-		this.#availability = undefined;
+		this.#found = undefined;
 		await deleteStoredModels();
 	}
 
@@ -243,7 +271,7 @@ export class KinoraVideo extends HTMLElement {
 
 	async #attempt(request: VideoRequest, loras: WeightedLora[], signal: AbortSignal, progress: Progress): Promise<VideoResult> {
 		const started = performance.now();
-		const wasLoaded = this.#client.loaded;
+		const wasLoaded = this.loaded;
 		this.#setState(wasLoaded ? 'generating' : 'loading');
 		const stages: Stage[] = loras.length > 0 ? ['lora', 'text', 'denoise', 'decode', 'encode'] : ['text', 'denoise', 'decode', 'encode'];
 		progress.begin(wasLoaded ? stages : ['engine', 'download', 'warmup', ...stages]);
@@ -258,7 +286,7 @@ export class KinoraVideo extends HTMLElement {
 		};
 		report(wasLoaded ? (stages[0] ?? 'text') : 'engine', 0);
 
-		const { manifest, probe, device } = await unlessAborted(this.availability(), signal);
+		const { manifest, probe, device, text } = await unlessAborted(this.#find(), signal);
 		if (probe?.problem && device === 'webgpu') {
 			throw new KinoraError(probe.problem, `WebGPU cannot be used here (${probe.problem}${probe.missing.map((name) => `: ${name}`).join('')}).`);
 		}
@@ -266,13 +294,19 @@ export class KinoraVideo extends HTMLElement {
 			// Known now, so nobody has to wait for a clip that cannot be saved.
 			throw new KinoraError('encode', 'This browser has no WebCodecs video encoder.');
 		}
-		// Fetched along with the model, so that a generation later needs no network at all.
+		// Fetched now, so that a generation later needs no network at all.
 		const encoding = import('./encode.js');
 		encoding.catch(() => undefined);
 		const opened = await this.#client.open(
-			this.#openArguments(device),
+			this.#openArguments(device, text),
 			{ signal, onEvent: ({ loaded, total }) => report('engine', loaded / total) },
 		);
+		this.#changed = false;
+		// Before the weights as well. A browser remembers an import that failed, and a page that has been replaced meanwhile
+		// names a file that is gone: only a fresh page helps.
+		const { encodeClip } = await unlessAborted(encoding, signal).catch((cause: unknown) => {
+			throw signal.aborted ? cause : new KinoraError('wasm', 'The video encoder could not be downloaded.', { retryable: true, cause });
+		});
 		// Before the weights: a prompt the model cannot take should not cost a download, nor a clip the device cannot hold.
 		const { unknownWords, packed, plan } = await this.#client.call('check', request, { signal });
 		this.#emit('notice', { plan });
@@ -289,9 +323,6 @@ export class KinoraVideo extends HTMLElement {
 		}
 		// Also without any: those of an earlier run are taken away.
 		const adapted = await this.#client.call('loras', { loras }, { signal, onEvent: ({ done, total }) => report('lora', done / total) });
-		const { encodeClip } = await encoding.catch((cause: unknown) => {
-			throw new KinoraError('network', 'The video encoder could not be downloaded.', { retryable: true, cause });
-		});
 
 		// WebGPU inside WebAssembly does not learn the adapter's name; the page does.
 		const engine = { ...opened.info, adapter: (device === 'webgpu' && probe?.adapter) || opened.info.adapter };
@@ -344,12 +375,12 @@ export class KinoraVideo extends HTMLElement {
 		};
 	}
 
-	#openArguments(device: Device): OpenArguments {
+	#openArguments(device: Device, manifest: string): OpenArguments {
 		const prompts = this.getAttribute('prompts');
 		const textEncoder = this.getAttribute('text-encoder');
 		return {
 			manifestUrl: this.#manifestUrl,
-			manifest: this.#manifestText,
+			manifest,
 			device,
 			strictLimits: this.getAttribute('limits') === 'default',
 			promptPackUrl: prompts === null ? undefined : new URL(prompts, document.baseURI).href,
@@ -359,10 +390,10 @@ export class KinoraVideo extends HTMLElement {
 
 	async #load(encoder: boolean, signal: AbortSignal, report: (stage: Stage, fraction: number) => void) {
 		if (this.#client.loaded && (!encoder || this.#client.encoderLoaded)) {
-			return { checks: [], bytes: 0, bytesFromCache: 0, stored: true, timings: { download: 0, warmup: 0 } };
+			return { checks: [], bytes: 0, bytesFromCache: 0, stored: this.#stored, timings: { download: 0, warmup: 0 } };
 		}
 		report('download', 0);
-		return this.#client.load({ encoder }, {
+		const loaded = await this.#client.load({ encoder }, {
 			signal,
 			onEvent(event) {
 				if (event.kind === 'download') {
@@ -372,6 +403,8 @@ export class KinoraVideo extends HTMLElement {
 				}
 			},
 		});
+		this.#stored = loaded.stored;
+		return loaded;
 	}
 
 	#follow(event: GenerateEvent, frames: Uint8Array[]): void {
@@ -403,15 +436,18 @@ export class KinoraVideo extends HTMLElement {
 		this.#forgetVideo();
 		this.#video.src = URL.createObjectURL(result.blob);
 		this.#video.setAttribute('aria-label', `AI-generated video: ${prompt}`);
-		await new Promise<void>((resolve) => {
+		const first = new Promise<void>((resolve) => {
 			this.#video.addEventListener('loadeddata', () => resolve(), { once: true });
 			this.#video.addEventListener('error', () => resolve(), { once: true });
+			setTimeout(resolve, FIRST_FRAME_PATIENCE);
 		});
-		this.#video.classList.add('shown');
 		if (!matchMedia('(prefers-reduced-motion: reduce)').matches) {
-			// Refused by some battery savers; the play button remains.
-			await this.#video.play().catch(() => undefined);
+			// Before the first frame is there: some browsers fetch none until they are to play. Refused by some battery
+			// savers; the play button remains.
+			this.#video.play().catch(() => undefined);
 		}
+		await first;
+		this.#video.classList.add('shown');
 	}
 
 	/** After a run without a result: the last clip again, or nothing, but no half-finished picture. */

@@ -5,7 +5,7 @@ import { KinoraError, aborted } from './errors.js';
 /** IPTC term for media made by a trained model, the value Content Credentials use as well. */
 export const DIGITAL_SOURCE_TYPE = 'http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia';
 
-/** A browser may accept a codec it cannot run and then neither fail nor deliver. */
+/** Milliseconds without a packet: a browser may accept a codec it cannot run and then neither fail nor deliver. */
 const PATIENCE = 20_000;
 
 interface Rung {
@@ -76,6 +76,8 @@ async function encodeWith(rung: Rung, clip: Clip, marking: Marking, options: Enc
 			options.onProgress?.(packets / clip.frames.length);
 		},
 	});
+	const stop = () => void output.cancel().catch(() => undefined);
+	options.signal?.addEventListener('abort', stop, { once: true });
 	output.addVideoTrack(source, { frameRate: clip.fps });
 	output.setMetadataTags(tags(marking, rung.container));
 	try {
@@ -102,6 +104,8 @@ async function encodeWith(rung: Rung, clip: Clip, marking: Marking, options: Enc
 	} catch (error) {
 		await output.cancel().catch(() => undefined);
 		throw error;
+	} finally {
+		options.signal?.removeEventListener('abort', stop);
 	}
 	if (packets !== clip.frames.length || target.buffer === null) {
 		throw new Error(`${packets} of ${clip.frames.length} frames came out`);
@@ -110,12 +114,38 @@ async function encodeWith(rung: Rung, clip: Clip, marking: Marking, options: Enc
 	return { blob: new Blob([target.buffer], { type: mimeType }), mimeType, codec: rung.codec, extension: format.fileExtension };
 }
 
-function within<Value>(work: Promise<Value>, milliseconds: number): Promise<Value> {
-	let timer: ReturnType<typeof setTimeout> | undefined;
-	const silence = new Promise<never>((_, reject) => {
-		timer = setTimeout(() => reject(new Error('it did not answer')), milliseconds);
+/** One attempt, ended when it falls silent or is no longer wanted, even where the encoder itself never answers. */
+function attempt(rung: Rung, clip: Clip, marking: Marking, { signal, onProgress }: EncodeOptions): Promise<Omit<EncodedClip, 'refused'>> {
+	const stop = new AbortController();
+	return new Promise((resolve, reject) => {
+		let timer: ReturnType<typeof setTimeout> | undefined;
+		const giveUp = (reason: Error) => {
+			clearTimeout(timer);
+			reject(reason);
+			stop.abort();
+		};
+		const heard = () => {
+			clearTimeout(timer);
+			timer = setTimeout(() => giveUp(new Error('it did not answer')), PATIENCE);
+		};
+		const cancel = () => giveUp(aborted());
+		signal?.addEventListener('abort', cancel, { once: true });
+		heard();
+		encodeWith(rung, clip, marking, {
+			signal: stop.signal,
+			onProgress(fraction) {
+				if (!stop.signal.aborted) {
+					heard();
+					onProgress?.(fraction);
+				}
+			},
+		})
+			.then(resolve, reject)
+			.finally(() => {
+				clearTimeout(timer);
+				signal?.removeEventListener('abort', cancel);
+			});
 	});
-	return Promise.race([work, silence]).finally(() => clearTimeout(timer));
 }
 
 /**
@@ -126,7 +156,7 @@ export async function encodeClip(clip: Clip, marking: Marking, options: EncodeOp
 	const refused: string[] = [];
 	for (const rung of LADDER) {
 		try {
-			const encoded = await within(encodeWith(rung, clip, marking, options), PATIENCE);
+			const encoded = await attempt(rung, clip, marking, options);
 			return { ...encoded, refused };
 		} catch (error) {
 			if (options.signal?.aborted) {

@@ -59,6 +59,18 @@ export function aborted(): KinoraError {
 	return new KinoraError('aborted', 'The work was cancelled.', { retryable: true });
 }
 
+/** The answer to something that cannot be stopped itself, unless it is no longer wanted. */
+export function unlessAborted<Value>(work: Promise<Value>, signal: AbortSignal): Promise<Value> {
+	return new Promise((resolve, reject) => {
+		const stop = () => reject(aborted());
+		if (signal.aborted) {
+			stop();
+		}
+		signal.addEventListener('abort', stop, { once: true });
+		work.then(resolve, reject).finally(() => signal.removeEventListener('abort', stop));
+	});
+}
+
 function isErrorCode(value: unknown): value is ErrorCode {
 	return (ERROR_CODES as readonly unknown[]).includes(value);
 }

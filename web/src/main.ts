@@ -1,7 +1,7 @@
 /** The page around `<kinora-video>`: the form, the progress, the player's buttons and the facts below. */
 import { memoryOf, newSeed, sizeOf, type ClipPlan } from './clip.js';
 import { KinoraVideo, type Availability, type KinoraVideoEvents, type ProgressDetail, type VideoResult } from './element.js';
-import { KinoraError, toKinoraError } from './errors.js';
+import { KinoraError, toKinoraError, unlessAborted } from './errors.js';
 import { megabytes, quoted, roughly, seconds } from './format.js';
 import type { ClipSize, ModelManifest } from './manifest.js';
 import { ACTIONS, STAGES, consent, deviceNotice, explain, needs, type Action } from './messages.js';
@@ -39,6 +39,12 @@ const words = element('words', HTMLElement);
 
 let action: Action = 'retry';
 let announced = '';
+/** Ends the present run; undefined when there is none. */
+let run: AbortController | undefined;
+let looks = 0;
+
+/** Where prompt and seed wait while the page is loaded anew. Not in the address: that goes to the server. */
+const DRAFT = 'kinora-draft';
 
 function on<Name extends keyof KinoraVideoEvents>(name: Name, listener: (detail: KinoraVideoEvents[Name]['detail']) => void): void {
 	video.addEventListener(name, (event: Event) => listener((event as KinoraVideoEvents[Name]).detail));
@@ -151,21 +157,30 @@ function showSizes({ sizes, fps }: ModelManifest): void {
 	video.setAttribute('size', size.value);
 }
 
+/** Shows what can be done here; an answer that another look has overtaken is dropped. */
 async function look(): Promise<void> {
+	const mine = ++looks;
 	try {
-		showAvailability(await video.availability());
-		if (!failure.hidden) {
-			panel(video.result ? player : undefined);
+		const available = await video.availability();
+		if (mine === looks) {
+			showAvailability(available);
+			if (!failure.hidden) {
+				panel(video.result ? player : undefined);
+			}
 		}
 	} catch (error) {
-		showFailure(toKinoraError(error));
+		if (mine === looks) {
+			showFailure(toKinoraError(error));
+		}
 	}
 }
 
 async function start(): Promise<void> {
-	if (video.state === 'loading' || video.state === 'generating' || video.state === 'encoding') {
+	if (run) {
 		return;
 	}
+	run = new AbortController();
+	const { signal } = run;
 	words.hidden = true;
 	video.setAttribute('prompt', prompt.value);
 	video.setAttribute('seed', seed.value);
@@ -176,8 +191,8 @@ async function start(): Promise<void> {
 	element('stage', HTMLElement).scrollIntoView({ block: 'nearest', behavior: calm ? 'auto' : 'smooth' });
 	try {
 		// The size that is asked for is known to be offered once the manifest is there.
-		showSizes((await video.availability()).manifest);
-		showResult(await video.generate());
+		showSizes((await unlessAborted(video.availability(), signal)).manifest);
+		showResult(await video.generate({ signal }));
 	} catch (thrown) {
 		const error = toKinoraError(thrown);
 		if (error.code === 'aborted') {
@@ -186,6 +201,8 @@ async function start(): Promise<void> {
 			return;
 		}
 		showFailure(error);
+	} finally {
+		run = undefined;
 	}
 }
 
@@ -274,15 +291,16 @@ function listen(): void {
 	});
 	cancel.addEventListener('click', () => {
 		element('progress-text', HTMLElement).textContent = 'Stopping';
-		video.cancel();
+		run?.abort();
 	});
 	document.addEventListener('keydown', (event) => {
 		if (event.key === 'Escape') {
-			video.cancel();
+			run?.abort();
 		}
 	});
 	element('failure-action', HTMLButtonElement).addEventListener('click', () => {
 		if (action === 'reload') {
+			keepDraft();
 			location.reload();
 		} else if (action === 'edit') {
 			panel(video.result ? player : undefined);
@@ -352,8 +370,27 @@ function applyAddress(): void {
 			video.setAttribute(name, asked);
 		}
 	}
-	prompt.value = query.get('prompt') ?? '';
-	seed.value = query.get('seed') ?? String(newSeed());
+	const draft = takeDraft();
+	prompt.value = draft?.prompt ?? query.get('prompt') ?? '';
+	seed.value = draft?.seed ?? query.get('seed') ?? String(newSeed());
+}
+
+function keepDraft(): void {
+	try {
+		sessionStorage.setItem(DRAFT, JSON.stringify({ prompt: prompt.value, seed: seed.value }));
+	} catch {
+		// No storage here; the words have to be typed again.
+	}
+}
+
+function takeDraft(): { prompt: string; seed: string } | undefined {
+	try {
+		const kept = sessionStorage.getItem(DRAFT);
+		sessionStorage.removeItem(DRAFT);
+		return kept === null ? undefined : (JSON.parse(kept) as { prompt: string; seed: string });
+	} catch {
+		return undefined;
+	}
 }
 
 /** The leaves of a Kinora reel: the flip-book wheel that the page is named after. */

@@ -81,12 +81,18 @@ function counted(response: Response, onProgress: (loaded: number, total: number)
 	return new Response(response.body?.pipeThrough(counter) ?? null, { headers: { 'content-type': 'application/wasm' } });
 }
 
+/** An import that fails is remembered by some browsers, and does not say whether the network or the script failed. */
+async function importAfterFetching(script: string, signal: AbortSignal): Promise<EngineModule> {
+	await withRetries(async () => (await request(script, { signal })).text(), signal);
+	return (await import(script)) as EngineModule;
+}
+
 async function importEngine(signal: AbortSignal, onProgress: (loaded: number, total: number) => void): Promise<EngineModule> {
 	const script = new URL(`engine/kinora.js?v=${__BUILD__}`, import.meta.url).href;
 	const binary = new URL(`engine/kinora_bg.wasm?v=${__BUILD__}`, import.meta.url).href;
 	try {
 		const [imported, response] = await Promise.all([
-			import(script) as Promise<EngineModule>,
+			importAfterFetching(script, signal),
 			withRetries(() => request(binary, { signal }), signal),
 		]);
 		await imported.default({ module_or_path: counted(response, onProgress) });
