@@ -108,14 +108,14 @@ fn read(path: &PathBuf) -> Result<Vec<u8>> {
     fs::read(path).map_err(|e| Error::InvalidRequest(format!("{} cannot be read ({e})", path.display())))
 }
 
-fn text(path: &PathBuf) -> Result<String> {
-    String::from_utf8(read(path)?).map_err(|_| Error::Manifest(format!("{} is not UTF-8", path.display())))
+fn text(path: &PathBuf, wrong: fn(String) -> Error) -> Result<String> {
+    String::from_utf8(read(path)?).map_err(|_| wrong(format!("{} is not UTF-8", path.display())))
 }
 
 fn manifest_text(dir: &Path) -> Result<String> {
-    text(&dir.join(MANIFEST_FILE))
+    text(&dir.join(MANIFEST_FILE), Error::Manifest)
 }
 
 fn tokenizer_text(dir: &Path, manifest: &Manifest) -> Result<String> {
-    text(&dir.join(&manifest.text_encoder.tokenizer.path))
+    text(&dir.join(&manifest.text_encoder.tokenizer.path), Error::Tokenizer)
 }

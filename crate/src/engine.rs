@@ -221,6 +221,7 @@ pub(crate) async fn open_device(manifest: &Manifest, device: DeviceChoice) -> Re
     match device {
         DeviceChoice::Cpu => Ok(Compute::cpu()),
         DeviceChoice::Gpu { strict_limits } => {
+            gpu::fits(manifest)?;
             let buffer = ModelNeeds::of(manifest)?.buffer;
             gpu::open(GpuOptions {
                 strict_limits,

@@ -12,6 +12,7 @@ use wgpu::{DeviceType, Features, Limits};
 
 use crate::compute::{Compute, Kind, nothing};
 use crate::error::{Error, Result};
+use crate::model::manifest::Manifest;
 
 /// What a device has reported about itself since it was made.
 #[derive(Debug, Default)]
@@ -33,6 +34,26 @@ impl Faults {
             Some(fault) => Err(fault.clone()),
             None => Ok(()),
         }
+    }
+}
+
+/// What the kernels of a GPU ask of a model; the CPU takes any width and size.
+pub(crate) fn fits(manifest: &Manifest) -> Result<()> {
+    let (text, wan) = (&manifest.text_encoder, &manifest.transformer);
+    let widths = [
+        ("text_encoder.d_model", text.d_model),
+        ("text_encoder.d_kv", text.d_kv),
+        ("text_encoder.d_ff", text.d_ff),
+        ("transformer.attention_head_dim", wan.attention_head_dim),
+        ("transformer.freq_dim", wan.freq_dim),
+        ("transformer.ffn_dim", wan.ffn_dim),
+        ("a patch of the latents", wan.in_channels * wan.patch_size.iter().product::<usize>()),
+    ];
+    match widths.into_iter().find(|(_, width)| !width.is_multiple_of(4)) {
+        Some((name, width)) => Err(Error::UnsupportedFeature(format!(
+            "four values are read at once there, and {name} is {width}, which is no multiple of 4"
+        ))),
+        None => Ok(()),
     }
 }
 
@@ -151,17 +172,36 @@ fn wanted_limits(adapter: &wgpu::Adapter, options: GpuOptions) -> Limits {
     if !limits.check_limits(&offered) {
         limits = limits.or_worse_values_from(&offered);
     }
-    let binding = options.max_storage_buffer_binding_size.min(offered.max_storage_buffer_binding_size);
-    let buffer = options.max_buffer_size.max(binding).min(offered.max_buffer_size);
-    limits.max_storage_buffer_binding_size = limits.max_storage_buffer_binding_size.max(binding);
-    limits.max_buffer_size = limits.max_buffer_size.max(buffer);
     limits.max_compute_invocations_per_workgroup =
         limits.max_compute_invocations_per_workgroup.max(runtime_invocations(&adapter.get_info(), &offered));
     if !options.strict_limits {
+        let binding = options.max_storage_buffer_binding_size.min(offered.max_storage_buffer_binding_size);
+        let buffer = options.max_buffer_size.max(binding).min(offered.max_buffer_size);
+        limits.max_storage_buffer_binding_size = limits.max_storage_buffer_binding_size.max(binding);
+        limits.max_buffer_size = limits.max_buffer_size.max(buffer);
         limits.max_compute_workgroup_storage_size = offered.max_compute_workgroup_storage_size;
         limits.max_compute_invocations_per_workgroup = offered.max_compute_invocations_per_workgroup;
         limits.max_compute_workgroup_size_x = offered.max_compute_workgroup_size_x;
         limits.max_compute_workgroup_size_y = offered.max_compute_workgroup_size_y;
     }
     limits
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn widths_that_no_kernel_reads_are_refused_by_name() {
+        const MANIFEST: &str = include_str!("../../tests/goldens/tiny-model/manifest.json");
+        let manifest = Manifest::parse(MANIFEST).expect("the manifest is right");
+        assert_eq!(fits(&manifest), Ok(()));
+        let refused = |change: fn(&mut Manifest)| {
+            let mut changed = manifest.clone();
+            change(&mut changed);
+            fits(&changed).expect_err("it is refused").to_string()
+        };
+        assert!(refused(|manifest| manifest.text_encoder.d_kv = 6).contains("text_encoder.d_kv is 6"));
+        assert!(refused(|manifest| manifest.transformer.attention_head_dim = 14).contains("head_dim is 14"));
+    }
 }

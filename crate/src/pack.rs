@@ -135,7 +135,7 @@ fn pack_kept(export: &Export<'_>, out: &Path, options: &PackOptions, pruned: Opt
     let config = typed(&model)?;
     validate::config(&config)?;
     let weights = SafeTensors::deserialize(export.weights)
-        .map_err(|error| Error::Tensor(format!("weights.safetensors cannot be read, {error}")))?;
+        .map_err(|error| Error::WeightFile(format!("weights.safetensors cannot be read, {error}")))?;
     let mut views: BTreeMap<String, TensorView<'_>> = weights.tensors().into_iter().collect();
     let found = views.iter().map(|(name, view)| (name.as_str(), view.shape())).collect();
     layout::compare(&layout::expected(&whole), &found)?;

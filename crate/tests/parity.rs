@@ -13,7 +13,8 @@ use kinora::engine::{DeviceChoice, Engine, GenerateRequest, wait};
 use kinora::model::manifest::{CausalConfig, DType};
 use kinora::pack::{Export, PackOptions, pack};
 use kinora::selftest::relative_error;
-use safetensors::tensor::{Dtype, SafeTensors};
+use kinora::stage::{Stage, run_stage};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use sha2::{Digest, Sha256};
 
 const TOLERANCE: f64 = 1e-4;
@@ -51,6 +52,34 @@ fn every_stage_matches_pytorch_in_f32() {
         println!("{name}: relative error {error:.2e}");
         assert!(error < TOLERANCE, "{name}: relative error {error:.2e}");
     }
+}
+
+/// What no stage can compute is refused by a stage, too, and not by a panic.
+#[test]
+fn inputs_that_do_not_fit_a_stage_are_refused() {
+    let (engine, _dir) = tiny(DType::F32);
+    let width = engine.manifest.transformer.num_attention_heads * engine.manifest.transformer.attention_head_dim;
+    let run = |stage: &str, tensors: &[(&str, Dtype, Vec<usize>)]| {
+        let zeros = |shape: &[usize]| vec![0; 4 * shape.iter().product::<usize>()];
+        let data: Vec<Vec<u8>> = tensors.iter().map(|(.., shape)| zeros(shape)).collect();
+        let views = tensors.iter().zip(&data).map(|((name, dtype, shape), data)| {
+            (*name, TensorView::new(*dtype, shape.clone(), data).expect("a tensor"))
+        });
+        let input = safetensors::serialize(views, None).expect("a file");
+        wait(run_stage(&engine, stage.parse::<Stage>().expect("a stage"), &input)).map_err(|error| error.code())
+    };
+    let block = |tokens: usize, frames: usize, text: usize| {
+        let projection = ("timestep_proj", Dtype::F32, vec![frames, 6, width]);
+        let hidden = ("hidden", Dtype::F32, vec![tokens, width]);
+        // All zero: the grid is 0x0x0.
+        run("block0", &[hidden, projection, ("text", Dtype::F32, vec![text, width]), ("grid", Dtype::I32, vec![3])])
+    };
+    assert_eq!(block(0, 0, 1), Err("invalid-request"));
+    assert_eq!(block(1, 1, 0), Err("invalid-request"));
+    let ids = |count: usize| run("encode-text", &[("input_ids", Dtype::I32, vec![count])]);
+    let most = engine.manifest.text_encoder.max_tokens;
+    assert!(ids(most).is_ok());
+    assert_eq!(ids(most + 1), Err("prompt-too-long"));
 }
 
 /// TAEHV pads behind the last frame where the built-in model pads in front of the first; six frames need two more.

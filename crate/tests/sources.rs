@@ -296,6 +296,15 @@ fn hostile_pickles_end_in_an_error() {
         let error = archive(pickle).expect_err(what);
         assert!(matches!(error, Error::WeightFile(_)), "{what}: {error}");
     }
+    // Calls that copy: of 64 entries, two hundred times, in 2 kB; and a size that no tensor has.
+    let entries = [text("k"), b"K\x01\x86".to_vec()].concat().repeat(64);
+    let calls = b"h\x01h\x00\x85R".repeat(200);
+    let copies = [&b"]q\x00("[..], &entries, b"eccollections\nOrderedDict\nq\x01", &calls, b"."].concat();
+    let size = [&b"ctorch\nSize\n("[..], &b"K\x01".repeat(99), b"t\x85R."].concat();
+    for (pickle, says) in [(copies, "over and over"), (size, "99 axes")] {
+        let error = archive(pickle).expect_err(says).to_string();
+        assert!(error.contains(says), "{error}");
+    }
     // The same shapes within the storage are fine: the cases above fail for what they say.
     assert_eq!(archive(tensor(b"K\x02\x85", b"K\x0f\x85")).unwrap().entry("x").unwrap().shape, [2]);
 }

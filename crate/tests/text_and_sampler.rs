@@ -7,9 +7,9 @@ use kinora::denoise::sampler::{self, Sampler};
 use kinora::error::Error;
 use kinora::model::manifest::{Manifest, SamplerConfig, SamplerStep};
 use kinora::text::tokenizer::Tokenizer;
-use serde_json::Value;
+use serde_json::{Value, json};
 
-fn json(name: &str) -> Value {
+fn golden(name: &str) -> Value {
     let text = std::fs::read_to_string(goldens().join(name)).expect("the goldens are committed");
     serde_json::from_str(&text).expect("json")
 }
@@ -27,7 +27,7 @@ fn tokenizer() -> Tokenizer {
 #[test]
 fn prompts_become_the_ids_of_the_reference() {
     let tokenizer = tokenizer();
-    let cases = json("tokens.json");
+    let cases = golden("tokens.json");
     let cases = cases.as_array().expect("cases");
     assert!(cases.len() >= 5);
     for case in cases {
@@ -50,6 +50,23 @@ fn prompts_that_cannot_be_used_are_refused_and_nothing_is_cut_off() {
     }
 }
 
+#[test]
+fn a_tokenizer_that_was_saved_after_use_neither_cuts_nor_pads() {
+    let text = |name: &str| std::fs::read_to_string(goldens().join("tiny-model").join(name)).expect("committed");
+    let manifest = Manifest::parse(&text("manifest.json")).expect("the manifest is right");
+    let mut saved: Value = serde_json::from_str(&text("tokenizer.json")).expect("json");
+    saved["truncation"] = json!({"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0});
+    saved["padding"] = json!({
+        "strategy": {"Fixed": 12}, "direction": "Right", "pad_to_multiple_of": null,
+        "pad_id": 0, "pad_type_id": 0, "pad_token": "<pad>"
+    });
+    let saved = Tokenizer::parse(&saved.to_string(), &manifest).expect("the tokenizer fits");
+    for prompt in ["ball", "red ball red ball red ball"] {
+        assert_eq!(saved.encode(prompt), tokenizer().encode(prompt));
+    }
+    assert!(matches!(saved.encode(&"red ball ".repeat(40)), Err(Error::PromptTooLong { .. })));
+}
+
 fn config(step: SamplerStep) -> SamplerConfig {
     SamplerConfig {
         sigmas: vec![1.0],
@@ -65,7 +82,7 @@ fn config(step: SamplerStep) -> SamplerConfig {
 
 #[test]
 fn unipc_takes_the_steps_of_the_reference() {
-    let runs = json("unipc.json");
+    let runs = golden("unipc.json");
     // The reference starts a millionth below 1, published tables start at 1.
     for (exactly_one, tolerance) in [(false, 2e-6), (true, 2e-5)] {
         for run in runs.as_array().expect("runs") {
@@ -93,7 +110,7 @@ fn unipc_takes_the_steps_of_the_reference() {
 
 #[test]
 fn schedules_match_the_tables() {
-    let tables = json("sampler.json");
+    let tables = golden("sampler.json");
     let tables = tables["schedules"].as_array().expect("schedules");
     assert!(tables.len() >= 4);
     for table in tables {

@@ -243,10 +243,12 @@ impl Wan {
         grid: [usize; 3],
     ) -> Result<Vec<f32>> {
         let width = self.config.inner_dim();
-        let tokens: usize = grid.iter().product();
-        if hidden.len() != tokens * width || projection.len() != grid[0] * 6 * width || text.len() % width != 0 {
+        let volume = |sides: &[usize]| sides.iter().try_fold(1, |count: usize, &side| count.checked_mul(side));
+        let tokens = volume(&grid).filter(|&tokens| tokens > 0 && volume(&[tokens, width]) == Some(hidden.len()));
+        let fits = projection.len() == grid[0] * 6 * width && !text.is_empty() && text.len().is_multiple_of(width);
+        let Some(tokens) = tokens.filter(|_| fits) else {
             return Err(Error::InvalidRequest("the block's inputs do not fit its width or the grid".into()));
-        }
+        };
         let text_rows = text.len() / width;
         let text: Tensor<2> = compute.tensor(text, [text_rows, width]);
         let block = &self.blocks[0];

@@ -55,9 +55,10 @@ pub(super) fn prune(model_json: &str, tokenizer_json: &[u8], keep: &Keep) -> Res
         kept.insert(id.ok_or_else(|| Error::InvalidRequest(format!("the tokenizer has no piece {piece:?}")))?);
     }
     kept.extend(&keep.ids);
-    if let Some(id) = kept.iter().find(|&&id| id >= vocabulary.len()) {
-        let count = vocabulary.len();
-        return Err(Error::InvalidRequest(format!("the tokenizer has {count} tokens, so there is no token {id}")));
+    // A vocabulary that was cut down before has more tokens than the table has rows.
+    let count = vocabulary.len().min(config.text_encoder.vocab_size);
+    if let Some(id) = kept.iter().find(|&&id| id >= count) {
+        return Err(Error::InvalidRequest(format!("the text encoder has {count} tokens, so there is no token {id}")));
     }
     let rows: Vec<usize> = kept.iter().copied().collect();
     let order: Vec<usize> = rows.iter().copied().chain((0..vocabulary.len()).filter(|id| !kept.contains(id))).collect();
@@ -65,7 +66,8 @@ pub(super) fn prune(model_json: &str, tokenizer_json: &[u8], keep: &Keep) -> Res
     let mut model: Value = serde_json::from_str(model_json)
         .map_err(|error| Error::Manifest(format!("model.json cannot be read, {error}")))?;
     model["text_encoder"]["vocab_size"] = json!(rows.len());
-    model["text_encoder"]["full_vocab_size"] = json!(config.text_encoder.vocab_size);
+    let full = config.text_encoder.full_vocab_size.unwrap_or(config.text_encoder.vocab_size);
+    model["text_encoder"]["full_vocab_size"] = json!(full);
     Ok(Pruned { model_json: model.to_string(), tokenizer_json: json.to_string().into_bytes(), rows })
 }
 

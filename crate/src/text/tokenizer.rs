@@ -25,7 +25,10 @@ pub struct Prompt {
 impl Tokenizer {
     /// Reads a `tokenizer.json` and checks that it fits the text encoder.
     pub fn parse(json: &str, manifest: &Manifest) -> Result<Self> {
-        let inner: tokenizers::Tokenizer = json.parse().map_err(|e| Error::Tokenizer(format!("{e}")))?;
+        let mut inner: tokenizers::Tokenizer = json.parse().map_err(|e| Error::Tokenizer(format!("{e}")))?;
+        // A file that was saved after use may hold both: prompts would be cut, and pads taken for words.
+        inner.with_padding(None);
+        inner.with_truncation(None).map_err(|e| Error::Tokenizer(format!("{e}")))?;
         let config: &TextEncoderConfig = &manifest.text_encoder;
         let size = inner.get_vocab_size(true);
         let most = config.full_vocab_size.unwrap_or(config.vocab_size);

@@ -115,10 +115,13 @@ impl Umt5 {
 /// The rows of the token table that ids stand for.
 ///
 /// # Errors
-/// [`Error::EmptyPrompt`], and [`Error::Tokenizer`] for an id that the table does not have.
+/// [`Error::EmptyPrompt`], [`Error::PromptTooLong`], and [`Error::Tokenizer`] for an id that the table does not have.
 pub(super) fn table_rows(config: &TextEncoderConfig, ids: &[u32]) -> Result<Vec<usize>> {
     if ids.is_empty() {
         return Err(Error::EmptyPrompt);
+    }
+    if ids.len() > config.max_tokens {
+        return Err(Error::PromptTooLong { tokens: ids.len(), max: config.max_tokens });
     }
     if let Some(id) = ids.iter().find(|&&id| id as usize >= config.vocab_size) {
         return Err(Error::Tokenizer(format!("token {id} is outside the vocabulary")));

@@ -98,8 +98,8 @@ impl<'a> Weights<'a> {
 
     /// The longest piece of memory on the GPU that a weight takes.
     pub(super) fn largest_on_gpu(&self) -> Bytes {
-        let held = self.manifest.tensors.iter().map(|(name, info)| self.held(name, info, self.widen).gpu);
-        held.max().unwrap_or_default()
+        let tensors = self.manifest.tensors.iter().filter(|(name, _)| self.wanted(name));
+        tensors.map(|(name, info)| self.held(name, info, self.widen).gpu).max().unwrap_or_default()
     }
 
     /// The most that is held while shards arrive and the models are built from them, in their order.

@@ -6,8 +6,8 @@ use super::bytes::Cursor;
 use super::pickle::{Global, Id, Storage, Tensor, Value, global, wrong};
 use crate::error::Result;
 
-/// The stack machine. Every opcode takes at least a byte and makes at most one value, so memory is bounded by the
-/// length of the pickle.
+/// The stack machine. Every opcode takes at least a byte and makes at most one value, and what calls copy is counted, so
+/// memory is bounded by the length of the pickle.
 pub(super) struct Machine<'a> {
     cursor: Cursor<'a>,
     values: Vec<Value<'a>>,
@@ -15,12 +15,15 @@ pub(super) struct Machine<'a> {
     /// Lengths of the stack at the marks.
     marks: Vec<usize>,
     memo: HashMap<u32, Id>,
+    /// Entries that calls may still copy. A dictionary of a file that `torch.save` wrote is filled after its call.
+    copies: usize,
 }
 
 impl<'a> Machine<'a> {
     pub(super) fn new(bytes: &'a [u8]) -> Self {
         let cursor = Cursor::new(bytes, 0, "the pickle");
-        Self { cursor, values: Vec::new(), stack: Vec::new(), marks: Vec::new(), memo: HashMap::new() }
+        let copies = bytes.len();
+        Self { cursor, values: Vec::new(), stack: Vec::new(), marks: Vec::new(), memo: HashMap::new(), copies }
     }
 
     /// All values, and which of them is the result.
@@ -317,6 +320,10 @@ impl<'a> Machine<'a> {
             (Global::Dict, []) => Value::Dict(Vec::new()),
             (Global::Dict, [pairs]) => {
                 let pairs = self.items(*pairs)?.to_vec();
+                let Some(copies) = self.copies.checked_sub(pairs.len()) else {
+                    return wrong("the same entries are copied over and over");
+                };
+                self.copies = copies;
                 let mut entries = Vec::with_capacity(pairs.len());
                 for pair in pairs {
                     let [key, value] = *self.items(pair)? else { return wrong("a key has no value") };
@@ -324,7 +331,13 @@ impl<'a> Machine<'a> {
                 }
                 Value::Dict(entries)
             }
-            (Global::Size, [items]) => Value::Tuple(self.items(*items)?.to_vec()),
+            (Global::Size, [items]) => {
+                let items = self.items(*items)?;
+                if items.len() > super::MAX_RANK {
+                    return wrong(format!("a size has {} axes, at most {} are possible", items.len(), super::MAX_RANK));
+                }
+                Value::Tuple(items.to_vec())
+            }
             (Global::RebuildTensor, [storage, offset, shape, strides, ..]) => {
                 let Value::Storage(storage) = self.values[*storage].clone() else {
                     return wrong("a tensor has no storage");
