@@ -224,10 +224,10 @@ fn integers_and_broken_files_are_refused() {
     assert!(error.to_string().contains("must be F32, F16 or BF16"), "{error}");
     let good = toy::safetensors(&source);
     for broken in [&good[..good.len() - 1], &good[..100], &[][..], b"version https://git-lfs.github.com/spec/v1"] {
-        assert_eq!(pack_weights(broken, &folder.0, &options(DType::F16)).unwrap_err().code(), "tensor");
+        assert_eq!(pack_weights(broken, &folder.0, &options(DType::F16)).unwrap_err().code(), "weight-file");
     }
     let long = [&good[..], b"PK"].concat();
-    assert_eq!(pack_weights(&long, &folder.0, &options(DType::F16)).unwrap_err().code(), "tensor");
+    assert_eq!(pack_weights(&long, &folder.0, &options(DType::F16)).unwrap_err().code(), "weight-file");
     assert_eq!(files(&folder.0), Vec::<String>::new());
 }
 
