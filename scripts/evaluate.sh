@@ -14,9 +14,10 @@ run_evaluate() {
     cd "$root"
     # The sheet is taken from there below, whatever the caller's own setting is.
     export KINORA_MODEL=$model KINORA_WORK=$work KINORA_REPORTS=$root/training/reports
-    cp training/checkpoints/{teacher,probe}.pt training/reports/{teacher,probe}.json "$work/"
     # The shipped weights take the student's place, and are packed once more in four bits.
     attempt "Reading model-shards" "$python" -m training.shards model-shards --as student
+    # After the shards: what is there is kept, so that the autoencoder is the shipped one.
+    attempt "Reading the teacher and the probe" "$python" -m training.parts join "training/checkpoints/$model"
     attempt "Exporting" "$python" -m training.export --from student --out "$exported"
     attempt "Packing in four bits" "$target_dir/release/kinora" pack --in "$exported" --out "$q4" --format q4 --group 32
     attempt "The evaluation" "$python" -m training.evaluate \

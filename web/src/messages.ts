@@ -53,7 +53,7 @@ const FIXED: Readonly<Partial<Record<ErrorCode, Explanation>>> = {
 	tensor: { text: 'The model does not fit this version of the engine. Reload the page to fetch both anew.', action: 'reload' },
 	tokenizer: { text: 'The word list of the model is damaged. Try again; if it stays so, the site has to repair it.', action: 'retry' },
 	lora: { text: 'A LoRA chosen for this page does not fit its model. Try again; if it stays so, the site has to repair it.', action: 'retry' },
-	wasm: { text: 'The engine could not be started in this browser. Reload the page, or use a current version of the browser.', action: 'reload' },
+	wasm: { text: 'A part of the page could not be started in this browser. Reload the page, or use a current version of the browser.', action: 'reload' },
 	encode: { text: 'This browser has no working video encoder, so there is no video. Update it or use another one.', action: 'retry' },
 	busy: { text: 'A video is being made already. Wait for it, or cancel it first.', action: 'retry' },
 	internal: { text: 'The engine stopped unexpectedly and has been restarted. Try again.', action: 'retry' },
