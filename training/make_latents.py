@@ -64,7 +64,8 @@ def render(options, index, eager, device, tokenizer):
     """
     sizes = presets.VIDEO["sizes"]
     rng = random.Random(f"{options['seed']}-latents-{index}")
-    described = [worlds.random_scene(rng) for _ in range(options["shard"])]
+    described = [worlds.scene_like(rng, worlds.fast) if rng.random() < options["fast"] else worlds.random_scene(rng)
+                 for _ in range(options["shard"])]
     size = sizes[index % len(sizes)]
     clips = [(worlds.clips(described[i:i + options["batch"]], device, eager, size) * 255).round().byte().cpu()
              for i in range(0, len(described), options["batch"])]

@@ -3,7 +3,7 @@
     python -m training.train_decoder [--preset cpu] [--minutes 15]
 
 The latents do not change, so this may come after the later stages; it is also cheaper than stage 1. Latents get a
-little noise, which prepares the decoder for those the denoiser will make. With --behind student every second step has
+little noise, which prepares the decoder for those the denoiser will make. With --behind student two of three steps have
 latents of the student's making instead: those of a clip, noised to one of its last sigmas and denoised again. They are
 as soft and as uncertain about outlines as what it makes from nothing, and what they should have looked like is known.
 Overwrites autoencoder.pt (moving average of the decoder) every few minutes and resumes from decoder-state.pt.
@@ -18,7 +18,7 @@ import torch
 
 from . import presets, sampling, tokenizer as tokenizers, worlds
 from .autoencoder import psnr
-from .clips import Pool
+from .clips import Pool, salience
 from .data import encode
 from .make_latents import load_autoencoder
 from .model import TextToVideo
@@ -52,7 +52,8 @@ class Guesses:
         clips = worlds.clips(described, device, self.eager, size)
         ids = encode(self.tokenizer, [worlds.caption(scene, self.rng, full=True) for scene in described]).to(device)
         latents = self.autoencoder.encode(clips)
-        first = self.rng.randrange(1, len(self.sigmas) - 1)
+        # not the noisiest: from there the student puts things elsewhere, and the decoder would learn to fade them
+        first = self.rng.randrange(len(self.sigmas) // 2, len(self.sigmas) - 1)
         level = self.sigmas[first]
         x = (1 - level) * latents + level * torch.randn_like(latents)
         with autocast(device):
@@ -63,11 +64,22 @@ class Guesses:
         kept += zip((clips * 255).round().byte(), x.half())
         del kept[:-self.keep]
 
-    def draw(self, count):
-        """Whole clips and their latents."""
+    def draw(self, count, size):
+        """Windows of `size` pixels around salient places, over all frames: [count, T, 3, size, size], and their
+        latents. Most of a whole clip is sky and ground, which are learnt first."""
         kept = self.rng.choice(list(self.kept.values()))
-        clips, latents = zip(*(self.rng.choice(kept) for _ in range(count)))
+        pairs = [self.window(*self.rng.choice(kept), size) for _ in range(count)]
+        clips, latents = zip(*pairs)
         return torch.stack(clips).float() / 255, torch.stack(latents).float()
+
+    def window(self, clip, latents, size):
+        cell, (height, width) = presets.cell(), clip.shape[-2:]
+        place = salience(clip[self.rng.randrange(len(clip))].float() / 255).square() + 1e-7
+        at = place.flatten().multinomial(1).item()
+        top, left = ((min(max(middle - size // 2, 0), length - size) // cell)
+                     for middle, length in ((at // width, height), (at % width, width)))
+        return (clip[..., top * cell:top * cell + size, left * cell:left * cell + size],
+                latents[..., top:top + size // cell, left:left + size // cell])
 
 
 def main():
@@ -103,9 +115,10 @@ def main():
     while clock.running():
         elapsed, done = clock.elapsed, clock.done
         optimiser.set_scale(min((step + 1) / 30, 1.0, max(1.0 - done, 0.0) / 0.7 + 0.01))
-        if guesses and step % 2:
-            guesses.renew(options["guesses"])
-            target, latents = guesses.draw(options["guesses"])
+        if guesses and step % 3:
+            if step % 3 == 1 or not guesses.kept:
+                guesses.renew(options["guesses"])
+            target, latents = guesses.draw(options["batch"], options["crop"])
         else:
             whole = step % options["whole_every"] == 0
             target = pool.whole(options["whole"]) if whole else \
@@ -113,7 +126,7 @@ def main():
             with torch.no_grad():
                 latents = model.encode(target)
         strength = options["noise"] * torch.rand(len(latents), 1, 1, 1, 1, device=device)
-        with autocast(device):
+        with autocast(device, options["bf16"]):
             out = model.decode(latents + strength * torch.randn_like(latents))
         loss = reconstruction_loss(out.float(), target)
         loss.backward()
@@ -125,7 +138,7 @@ def main():
         losses.append(loss.item())
         if step % 30 == 0:
             pool.refresh()
-        if step % 200 == 0:
+        if step % options["report"] == 0:
             with torch.no_grad():
                 quality = psnr(torch.cat([ema.decode(z[None]) for z in held_latents[:6]]), held[:6])
             mean = sum(losses) / len(losses)
