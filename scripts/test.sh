@@ -25,8 +25,9 @@ test_rust() {
 }
 
 test_types() {
-    say "Types of the page"
+    say "Types and format of the page"
     (cd "$root/web" && npm run --silent typecheck) || problem "npm run typecheck found errors."
+    (cd "$root/web" && npm run --silent format:check) || problem "Some files are not formatted: run npm run format in web."
 }
 
 test_browser() {
@@ -35,8 +36,8 @@ test_browser() {
     ((${#files[@]})) || { problem "tests/browser holds no test."; return; }
     say "Browser tests"
     # One at a time: each drives a browser that may use every core.
-    (cd "$root" && KINORA_CLI=$target_dir/release/kinora node --test --test-concurrency=1 --test-reporter=spec --test-reporter-destination=stdout \
-        --test-reporter=tap --test-reporter-destination="$log" "${files[@]}") || status=$?
+    (cd "$root" && KINORA_CLI=$target_dir/release/kinora node --test --test-concurrency=1 \
+        --test-reporter=spec --test-reporter-destination=stdout --test-reporter=tap --test-reporter-destination="$log" "${files[@]}") || status=$?
     good=$(sum_of '^# pass ([0-9]+)$' "$log")
     bad=$(($(sum_of '^# fail ([0-9]+)$' "$log") + $(sum_of '^# cancelled ([0-9]+)$' "$log")))
     count "$good" "$bad"

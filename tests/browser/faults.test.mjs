@@ -36,14 +36,18 @@ async function failThenRecover({ query = CPU, route, code, button = 'Try again' 
 const shardBytes = async (route) => Buffer.from(await (await route.fetch()).body());
 
 test('a shard that is not on the server: network, and what has arrived is kept', async () => {
-	const { page } = await failThenRecover({ route: (route) => route.fulfill({ status: 404, body: 'gone' }), code: 'network' });
+	const { page } = await failThenRecover({
+		route: (route) => route.fulfill({ status: 404, body: 'gone' }),
+		code: 'network',
+	});
 	assert.equal(page.requests.filter((url) => url.includes('-00001-of-')).length, 1);
 });
 
 test('a server that fails for a moment is asked again without bothering the visitor', async () => {
 	let tries = 0;
 	const page = await site.open(CPU, {
-		prepare: (context) => context.route(SHARD, (route) => (tries++ < 2 ? route.fulfill({ status: 503 }) : route.continue())),
+		prepare: (context) =>
+			context.route(SHARD, (route) => (tries++ < 2 ? route.fulfill({ status: 503 }) : route.continue())),
 	});
 	assert.equal((await make(page, REQUEST)).hash, reference);
 	assert.equal(tries, 3);
@@ -63,7 +67,8 @@ test('a connection that stays broken: network, after four tries', async () => {
 
 test('a shard cut short: integrity', async () => {
 	await failThenRecover({
-		route: async (route) => route.fulfill({ body: (await shardBytes(route)).subarray(0, 1000), contentType: 'application/octet-stream' }),
+		route: async (route) =>
+			route.fulfill({ body: (await shardBytes(route)).subarray(0, 1000), contentType: 'application/octet-stream' }),
 		code: 'integrity',
 	});
 });
@@ -84,7 +89,8 @@ test('a shard with one altered bit is fetched once more, then: integrity', async
 
 test('a web page in place of a shard: integrity', async () => {
 	await failThenRecover({
-		route: (route) => route.fulfill({ status: 200, contentType: 'text/html; charset=utf-8', body: '<!doctype html><p>Welcome' }),
+		route: (route) =>
+			route.fulfill({ status: 200, contentType: 'text/html; charset=utf-8', body: '<!doctype html><p>Welcome' }),
 		code: 'integrity',
 	});
 });
@@ -101,9 +107,15 @@ test('a stored shard that has gone bad is thrown away and fetched again', async 
 	await page.reload();
 	const made = await make(page, REQUEST);
 	assert.equal(made.hash, reference);
-	assert.ok(made.bytesFromCache > 0 && made.bytesFromCache < site.tiny.manifest.shards.reduce((sum, { bytes }) => sum + bytes, 0));
+	assert.ok(
+		made.bytesFromCache > 0 &&
+			made.bytesFromCache < site.tiny.manifest.shards.reduce((sum, { bytes }) => sum + bytes, 0),
+	);
 	await page.reload();
-	assert.equal((await make(page, REQUEST)).bytesFromCache, site.tiny.manifest.shards.reduce((sum, { bytes }) => sum + bytes, 0));
+	assert.equal(
+		(await make(page, REQUEST)).bytesFromCache,
+		site.tiny.manifest.shards.reduce((sum, { bytes }) => sum + bytes, 0),
+	);
 });
 
 test('a browser that refuses to store the model makes the video and says so', async () => {
@@ -119,7 +131,8 @@ test('a site that was updated while the page was open: trying again takes the ne
 	old.shards[0].path = 'tiny-of-last-year.bin';
 	let updated = false;
 	const page = await site.open(CPU, {
-		prepare: (context) => context.route('**/tiny/manifest.json', (route) => (updated ? route.continue() : route.fulfill({ json: old }))),
+		prepare: (context) =>
+			context.route('**/tiny/manifest.json', (route) => (updated ? route.continue() : route.fulfill({ json: old }))),
 	});
 	assert.equal((await generate(page, REQUEST)).error?.code, 'network');
 	updated = true;
@@ -130,12 +143,20 @@ test('a site that was updated while the page was open: trying again takes the ne
 
 for (const [what, body] of [
 	['is not JSON', '{"schema_version": 1,'],
-	['has no shards', JSON.stringify({ schema_version: 1, name: 'x', video: { fps: 12, sizes: [{ width: 64, height: 64, frames: [5] }] } })],
+	[
+		'has no shards',
+		JSON.stringify({
+			schema_version: 1,
+			name: 'x',
+			video: { fps: 12, sizes: [{ width: 64, height: 64, frames: [5] }] },
+		}),
+	],
 	['is of another version', '{"schema_version": 99}'],
 ]) {
 	test(`a manifest that ${what}: manifest, before anything else is fetched`, async () => {
 		const page = await site.open(CPU, {
-			prepare: (context) => context.route('**/tiny/manifest.json', (route) => route.fulfill({ body, contentType: 'application/json' })),
+			prepare: (context) =>
+				context.route('**/tiny/manifest.json', (route) => route.fulfill({ body, contentType: 'application/json' })),
 		});
 		await assertFailure(page, 'manifest', 'Try again');
 		assert.ok(!page.requests.some((url) => /\.(bin|wasm)/.test(url)));
@@ -154,14 +175,18 @@ test('a manifest that only the engine can see through: manifest', async () => {
 
 test('an altered tokenizer is refused', async () => {
 	const page = await site.open(CPU, {
-		prepare: (context) => context.route('**/tiny/tokenizer.json', (route) => route.fulfill({ body: '{}', contentType: 'application/json' })),
+		prepare: (context) =>
+			context.route('**/tiny/tokenizer.json', (route) =>
+				route.fulfill({ body: '{}', contentType: 'application/json' }),
+			),
 	});
 	assert.equal((await generate(page, REQUEST)).error?.code, 'integrity');
 });
 
 test('an engine that cannot be compiled: wasm', async () => {
 	const page = await site.open(CPU, {
-		prepare: (context) => context.route('**/*.wasm*', (route) => route.fulfill({ body: 'not wasm', contentType: 'application/wasm' })),
+		prepare: (context) =>
+			context.route('**/*.wasm*', (route) => route.fulfill({ body: 'not wasm', contentType: 'application/wasm' })),
 	});
 	assert.equal((await generate(page, REQUEST)).error?.code, 'wasm');
 	await assertFailure(page, 'wasm', 'Reload the page');
@@ -188,10 +213,13 @@ test('a prompt that is too long: prompt-too-long, before the weights are downloa
 test('a size the model does not make: unsupported-size', async () => {
 	const page = await site.open(CPU);
 	const code = await page.evaluate(() =>
-		document.querySelector('kinora-video').generate({ prompt: 'a red ball', seed: 1, width: 640, height: 480, frames: 9 }).then(
-			() => 'none',
-			(error) => error.code,
-		),
+		document
+			.querySelector('kinora-video')
+			.generate({ prompt: 'a red ball', seed: 1, width: 640, height: 480, frames: 9 })
+			.then(
+				() => 'none',
+				(error) => error.code,
+			),
 	);
 	assert.equal(code, 'unsupported-size');
 });
@@ -225,9 +253,19 @@ test('a second generation on the same element: busy', async () => {
 // The four ways in which a GPU can be missing: with the device left to the page, the CPU does the work and the page
 // says why and what it costs; with the GPU demanded, there is an error with the CPU as the way out.
 const MISSING = [
-	['unsupported-webgpu', 'no navigator.gpu', `Object.defineProperty(WorkerNavigator.prototype, 'gpu', { get: () => undefined })`, /does not offer WebGPU/],
+	[
+		'unsupported-webgpu',
+		'no navigator.gpu',
+		`Object.defineProperty(WorkerNavigator.prototype, 'gpu', { get: () => undefined })`,
+		/does not offer WebGPU/,
+	],
 	['no-adapter', 'no adapter', `GPU.prototype.requestAdapter = async () => null`, /No usable graphics adapter/],
-	['adapter-timeout', 'an adapter that never answers', `GPU.prototype.requestAdapter = () => new Promise(() => {})`, /did not answer/],
+	[
+		'adapter-timeout',
+		'an adapter that never answers',
+		`GPU.prototype.requestAdapter = () => new Promise(() => {})`,
+		/did not answer/,
+	],
 	[
 		'unsupported-feature',
 		'an adapter without timestamp-query',
@@ -267,16 +305,20 @@ const NO_H264 = `
 	};`;
 
 test('a browser whose H.264 encoder lies gets the next codec', async () => {
-	const page = await site.open(CPU, { prepare: (context) => context.addInitScript(NO_H264.replace('REFUSED', '/^avc/')) });
+	const page = await site.open(CPU, {
+		prepare: (context) => context.addInitScript(NO_H264.replace('REFUSED', '/^avc/')),
+	});
 	const made = await make(page, REQUEST);
 	assert.equal(made.codec, 'vp9');
 	assert.equal(made.refusedCodecs.length, 2);
 	assert.equal(made.hash, reference);
-	assert.ok(await page.evaluate(() => document.querySelector('kinora-video').video.videoWidth) > 0, 'the file plays');
+	assert.ok((await page.evaluate(() => document.querySelector('kinora-video').video.videoWidth)) > 0, 'the file plays');
 });
 
 test('with VP8 as the only encoder the file is WebM', async () => {
-	const page = await site.open(CPU, { prepare: (context) => context.addInitScript(NO_H264.replace('REFUSED', '/^(avc|vp09|av01)/')) });
+	const page = await site.open(CPU, {
+		prepare: (context) => context.addInitScript(NO_H264.replace('REFUSED', '/^(avc|vp09|av01)/')),
+	});
 	const made = await make(page, REQUEST);
 	assert.deepEqual([made.codec, made.extension], ['vp8', '.webm']);
 });
@@ -300,7 +342,9 @@ test('what an earlier version of the model left in storage is removed', async ()
 		await cache.put(new URL(`kinora-shard/${'0'.repeat(64)}`, location.origin), new Response('old'));
 	});
 	await make(page, REQUEST);
-	const kept = await page.evaluate(async () => (await (await caches.open('kinora-shards-v1')).keys()).map(({ url }) => url.split('/').pop()));
+	const kept = await page.evaluate(async () =>
+		(await (await caches.open('kinora-shards-v1')).keys()).map(({ url }) => url.split('/').pop()),
+	);
 	assert.deepEqual(kept.sort(), site.tiny.manifest.shards.map(({ sha256 }) => sha256).sort());
 });
 
@@ -323,7 +367,9 @@ test('cancelling a download ends it at once, and the next run finishes it', asyn
 	await page.click('#generate');
 	await asked;
 	await page.click('#cancel');
-	await page.waitForFunction(() => document.querySelector('kinora-video').state === 'idle', undefined, { timeout: 2000 });
+	await page.waitForFunction(() => document.querySelector('kinora-video').state === 'idle', undefined, {
+		timeout: 2000,
+	});
 	assert.equal(await page.locator('#running').isVisible(), false);
 	await page.context().unroute(SHARD);
 	assert.equal((await make(page, REQUEST)).hash, reference);
@@ -337,7 +383,9 @@ test('a worker that does not react to cancelling is ended', async () => {
 	await page.click('#generate');
 	await page.waitForFunction(() => document.getElementById('progress-text').textContent.startsWith('Downloading'));
 	await page.click('#cancel');
-	await page.waitForFunction(() => document.querySelector('kinora-video').state === 'idle', undefined, { timeout: 2500 });
+	await page.waitForFunction(() => document.querySelector('kinora-video').state === 'idle', undefined, {
+		timeout: 2500,
+	});
 	await page.context().unroute('**/worker.js*');
 	assert.equal((await make(page, REQUEST)).hash, reference);
 });
@@ -346,13 +394,22 @@ test('the stored model can be removed', async () => {
 	const page = await site.open(CPU);
 	await make(page, REQUEST);
 	await page.click('#delete');
-	await page.waitForFunction(() => document.getElementById('consent').textContent.includes('The first video downloads'));
-	const kept = await page.evaluate(async () => Promise.all((await caches.keys()).map(async (name) => (await (await caches.open(name)).keys()).length)));
-	assert.equal(kept.reduce((sum, count) => sum + count, 0), 0);
+	await page.waitForFunction(() =>
+		document.getElementById('consent').textContent.includes('The first video downloads'),
+	);
+	const kept = await page.evaluate(async () =>
+		Promise.all((await caches.keys()).map(async (name) => (await (await caches.open(name)).keys()).length)),
+	);
+	assert.equal(
+		kept.reduce((sum, count) => sum + count, 0),
+		0,
+	);
 });
 
 test('a broken worker script: network', async () => {
-	const page = await site.open(CPU, { prepare: (context) => context.route('**/worker.js*', (route) => route.fulfill({ status: 404 })) });
+	const page = await site.open(CPU, {
+		prepare: (context) => context.route('**/worker.js*', (route) => route.fulfill({ status: 404 })),
+	});
 	assert.equal((await generate(page, REQUEST)).error?.code, 'network');
 	await injectIntoWorker(page.context(), '');
 	const recovered = outcome(page);

@@ -10,7 +10,9 @@ import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { make, outcome, psnr, start } from './support.mjs';
 
-const { ALL_FORMATS, BufferSource, EncodedPacketSink, Input } = createRequire(new URL('../../web/package.json', import.meta.url))('mediabunny');
+const { ALL_FORMATS, BufferSource, EncodedPacketSink, Input } = createRequire(
+	new URL('../../web/package.json', import.meta.url),
+)('mediabunny');
 
 const RED = { prompt: 'a red ball bounces on green grass under a blue sky', seed: 7 };
 const BLUE = { prompt: 'a blue ball bounces on green grass under a blue sky', seed: 7 };
@@ -71,7 +73,12 @@ test('the browser plays the file, and its pictures are the generated ones', asyn
 		const canvas = new OffscreenCanvas(video.videoWidth, video.videoHeight);
 		const context = canvas.getContext('2d');
 		context.drawImage(video, 0, 0);
-		return { width: video.videoWidth, height: video.videoHeight, duration: video.duration, pixels: [...context.getImageData(0, 0, canvas.width, canvas.height).data] };
+		return {
+			width: video.videoWidth,
+			height: video.videoHeight,
+			duration: video.duration,
+			pixels: [...context.getImageData(0, 0, canvas.width, canvas.height).data],
+		};
 	});
 	assert.deepEqual([played.width, played.height], [128, 128]);
 	assert.ok(Math.abs(played.duration - 17 / 12) < 0.1);
@@ -93,10 +100,23 @@ test('the progress never falls, starts near nothing and ends complete', () => {
 test('the result accounts for every stage and every byte', async () => {
 	const { timings } = red;
 	assert.ok(timings.steps.length > 0);
-	const measured = [timings.engine, timings.download, timings.warmup, timings.text, ...timings.steps, timings.decode, timings.encode];
-	assert.ok(measured.every((time) => time > 0), JSON.stringify(timings));
+	const measured = [
+		timings.engine,
+		timings.download,
+		timings.warmup,
+		timings.text,
+		...timings.steps,
+		timings.decode,
+		timings.encode,
+	];
+	assert.ok(
+		measured.every((time) => time > 0),
+		JSON.stringify(timings),
+	);
 	assert.ok(measured.reduce((sum, time) => sum + time, timings.preview) <= timings.total + 1);
-	const bytes = await page.evaluate(async () => (await document.querySelector('kinora-video').availability()).manifest.totalBytes);
+	const bytes = await page.evaluate(
+		async () => (await document.querySelector('kinora-video').availability()).manifest.totalBytes,
+	);
 	assert.ok(red.bytesDownloaded > bytes, 'model and engine');
 	assert.ok(red.checks.length > 0 && red.checks.every(({ error, tolerance }) => error <= tolerance));
 });
@@ -106,7 +126,10 @@ test('the same seed gives the same frames, without one request to any server', a
 	const again = await make(page, RED);
 	assert.equal(again.hash, red.hash);
 	assert.equal(again.bytesDownloaded, 0);
-	assert.deepEqual(page.requests.filter((url) => !url.startsWith('blob:')), []);
+	assert.deepEqual(
+		page.requests.filter((url) => !url.startsWith('blob:')),
+		[],
+	);
 });
 
 /** The native program; `./build.sh test` names it. */
@@ -116,7 +139,19 @@ test('the native program makes the same frames', { timeout: 120_000 }, async () 
 	const folder = await mkdtemp(join(tmpdir(), 'kinora-native-'));
 	try {
 		const model = fileURLToPath(new URL('../../model-shards', import.meta.url));
-		await promisify(execFile)(CLI, ['generate', '--model', model, '--prompt', RED.prompt, '--seed', String(RED.seed), '--device', 'cpu', '--out', folder]);
+		await promisify(execFile)(CLI, [
+			'generate',
+			'--model',
+			model,
+			'--prompt',
+			RED.prompt,
+			'--seed',
+			String(RED.seed),
+			'--device',
+			'cpu',
+			'--out',
+			folder,
+		]);
 		const names = (await readdir(folder)).filter((name) => name.startsWith('frame-')).sort();
 		assert.equal(names.length, red.count);
 		const files = await Promise.all(names.map(async (name) => (await readFile(join(folder, name))).toString('base64')));
@@ -126,7 +161,9 @@ test('the native program makes the same frames', { timeout: 120_000 }, async () 
 			const parts = [];
 			for (const base64 of pictures) {
 				const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
-				const bitmap = await createImageBitmap(new Blob([bytes], { type: 'image/png' }), { colorSpaceConversion: 'none' });
+				const bitmap = await createImageBitmap(new Blob([bytes], { type: 'image/png' }), {
+					colorSpaceConversion: 'none',
+				});
 				[canvas.width, canvas.height] = [bitmap.width, bitmap.height];
 				const context = canvas.getContext('2d', { willReadFrequently: true });
 				context.drawImage(bitmap, 0, 0);
@@ -162,9 +199,13 @@ function tint(pixels, channel) {
 
 test('the colour in the prompt is the colour in the video', async () => {
 	// Under a grey sky nothing but the ball is blue or red, and the same scene twice counts the same on both sides.
-	const clip = (colour) => make(page, { prompt: `a ${colour} ball bounces on green grass under an overcast sky`, seed: 7 });
+	const clip = (colour) =>
+		make(page, { prompt: `a ${colour} ball bounces on green grass under an overcast sky`, seed: 7 });
 	const [reds, blues] = [await clip('red'), await clip('blue')];
-	const found = { red: [tint(reds.pixels, 0), tint(blues.pixels, 0)], blue: [tint(reds.pixels, 2), tint(blues.pixels, 2)] };
+	const found = {
+		red: [tint(reds.pixels, 0), tint(blues.pixels, 0)],
+		blue: [tint(reds.pixels, 2), tint(blues.pixels, 2)],
+	};
 	assert.ok(found.red[0] > found.red[1] + 2, JSON.stringify(found));
 	assert.ok(found.blue[1] > found.blue[0] + 2, JSON.stringify(found));
 });
@@ -191,7 +232,11 @@ test('cancelling a running generation ends it within two seconds, and the next o
 					if (detail.stage === 'denoise') {
 						video.removeEventListener('progress', wait);
 						const started = performance.now();
-						video.addEventListener('statechange', ({ detail: state }) => resolve({ state, took: performance.now() - started }), { once: true });
+						video.addEventListener(
+							'statechange',
+							({ detail: state }) => resolve({ state, took: performance.now() - started }),
+							{ once: true },
+						);
 						document.getElementById('cancel').click();
 					}
 				});

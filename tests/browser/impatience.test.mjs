@@ -32,7 +32,8 @@ async function withoutManifest() {
 	return { page, release };
 }
 
-const idle = (page) => page.waitForFunction(() => document.querySelector('kinora-video').state === 'idle', undefined, { timeout: 2500 });
+const idle = (page) =>
+	page.waitForFunction(() => document.querySelector('kinora-video').state === 'idle', undefined, { timeout: 2500 });
 
 test('cancelling before the model is known ends it, and nothing is downloaded afterwards', async () => {
 	const { page, release } = await withoutManifest();
@@ -75,7 +76,8 @@ test('choosing the CPU while the graphics driver is silent makes a video', async
 });
 
 test('an encoder that falls silent can be cancelled', async () => {
-	const silent = 'VideoEncoder.prototype.encode = () => undefined; VideoEncoder.prototype.flush = () => new Promise(() => undefined);';
+	const silent =
+		'VideoEncoder.prototype.encode = () => undefined; VideoEncoder.prototype.flush = () => new Promise(() => undefined);';
 	const page = await site.open(CPU, { prepare: (context) => context.addInitScript(silent) });
 	await page.fill('#prompt', REQUEST.prompt);
 	await page.click('#generate');
@@ -126,7 +128,10 @@ test('another device after a clip is loaded from the beginning, and the bar says
 	const made = await make(page, REQUEST);
 	assert.deepEqual([...new Set(made.progress.map(({ stage }) => stage))].slice(0, 3), ['engine', 'download', 'warmup']);
 	const values = made.progress.map(({ value }) => value);
-	assert.ok(values.some((value) => value > 0 && value < 0.5), values.join(' '));
+	assert.ok(
+		values.some((value) => value > 0 && value < 0.5),
+		values.join(' '),
+	);
 });
 
 test('reloading after a failure keeps prompt and seed, and not in the address', async () => {
@@ -138,5 +143,8 @@ test('reloading after a failure keeps prompt and seed, and not in the address', 
 	const address = page.url();
 	await Promise.all([page.waitForEvent('load'), page.click('#failure-action')]);
 	await settled(page);
-	assert.deepEqual([page.url(), await page.inputValue('#prompt'), await page.inputValue('#seed')], [address, REQUEST.prompt, '7']);
+	assert.deepEqual(
+		[page.url(), await page.inputValue('#prompt'), await page.inputValue('#seed')],
+		[address, REQUEST.prompt, '7'],
+	);
 });

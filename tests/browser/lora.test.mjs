@@ -11,11 +11,18 @@ const REQUEST = { prompt: 'a red ball bounces on green grass', seed: 7 };
 /** A LoRA for three layers of the tiny model, strong enough to be seen. */
 function lora(salt) {
 	const matrix = (rows, columns, seed) => {
-		const values = Float32Array.from({ length: rows * columns }, (_, index) => (((index * 7919 + seed * 104_729) % 1009) / 504.5 - 1) * 0.6);
+		const values = Float32Array.from(
+			{ length: rows * columns },
+			(_, index) => (((index * 7919 + seed * 104_729) % 1009) / 504.5 - 1) * 0.6,
+		);
 		return { dtype: 'F32', shape: [rows, columns], bytes: new Uint8Array(values.buffer) };
 	};
 	const tensors = new Map();
-	for (const [index, [name, rows, columns]] of [['blocks.0.self_attn.v', 64, 64], ['blocks.1.ffn.2', 64, 160], ['head.head', 32, 64]].entries()) {
+	for (const [index, [name, rows, columns]] of [
+		['blocks.0.self_attn.v', 64, 64],
+		['blocks.1.ffn.2', 64, 160],
+		['head.head', 32, 64],
+	].entries()) {
 		tensors.set(`diffusion_model.${name}.lora_down.weight`, matrix(3, columns, salt + index));
 		tensors.set(`diffusion_model.${name}.lora_up.weight`, matrix(rows, 3, salt + 10 + index));
 	}
@@ -29,7 +36,12 @@ before(async () => {
 	await writeFile(join(site.tiny.folder, 'first.safetensors'), lora(1));
 	await writeFile(join(site.tiny.folder, 'second.safetensors'), lora(50));
 	await writeFile(join(site.tiny.folder, 'text.safetensors'), 'no LoRA at all');
-	await writeFile(join(site.tiny.folder, 'other.safetensors'), writeSafetensors(new Map([['blocks.9.attn1.to_q.lora_A.weight', { dtype: 'F32', shape: [1, 1], bytes: new Uint8Array(4) }]])));
+	await writeFile(
+		join(site.tiny.folder, 'other.safetensors'),
+		writeSafetensors(
+			new Map([['blocks.9.attn1.to_q.lora_A.weight', { dtype: 'F32', shape: [1, 1], bytes: new Uint8Array(4) }]]),
+		),
+	);
 });
 after(() => site.stop());
 afterEach(() => site.clear());
@@ -44,7 +56,9 @@ async function make(page, { attribute, loras } = {}) {
 			if (attribute !== undefined) {
 				video.setAttribute('loras', attribute);
 			}
-			const options = loras?.map(({ base64, ...rest }) => (base64 ? { ...rest, bytes: Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0)) } : rest));
+			const options = loras?.map(({ base64, ...rest }) =>
+				base64 ? { ...rest, bytes: Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0)) } : rest,
+			);
 			await video.generate(options ? { ...request, loras: options } : request).catch(() => undefined);
 		},
 		{ request: REQUEST, attribute, loras },
@@ -79,7 +93,9 @@ for (const device of ['cpu', 'webgpu']) {
 		assert.equal((await make(page, { attribute: 'tiny/first.safetensors=1.0' })).hash, full.hash);
 		assert.deepEqual(fetched(), ['first.safetensors'], 'one download for every strength');
 
-		const both = await make(page, { loras: [{ url: 'tiny/first.safetensors' }, { base64: lora(50).toString('base64'), strength: 0.8 }] });
+		const both = await make(page, {
+			loras: [{ url: 'tiny/first.safetensors' }, { base64: lora(50).toString('base64'), strength: 0.8 }],
+		});
 		assert.ok(![plain.hash, full.hash].includes(both.hash));
 		const swapped = await make(page, { attribute: 'tiny/second.safetensors=0.8 tiny/first.safetensors' });
 		// The sums are taken in another order.

@@ -19,7 +19,9 @@ test('the page works from a sub-path and asks no other host', async () => {
 	const page = await site.open(CPU);
 	await make(page, REQUEST);
 	assert.ok(site.url.endsWith('/some/where/'));
-	const elsewhere = page.requests.filter((url) => !url.startsWith(site.url) && !url.startsWith('blob:') && !url.startsWith('data:'));
+	const elsewhere = page.requests.filter(
+		(url) => !url.startsWith(site.url) && !url.startsWith('blob:') && !url.startsWith('data:'),
+	);
 	assert.deepEqual(elsewhere, []);
 	assert.deepEqual(page.errors, []);
 });
@@ -82,7 +84,9 @@ test('Escape cancels', async () => {
 	await page.locator('#running').waitFor();
 	assert.equal(await page.evaluate(() => document.activeElement.id), 'cancel');
 	await page.keyboard.press('Escape');
-	await page.waitForFunction(() => document.querySelector('kinora-video').state === 'idle', undefined, { timeout: 2500 });
+	await page.waitForFunction(() => document.querySelector('kinora-video').state === 'idle', undefined, {
+		timeout: 2500,
+	});
 	assert.equal(await page.evaluate(() => document.activeElement.id), 'generate');
 });
 
@@ -97,24 +101,38 @@ test('progress and outcome reach assistive technology', async () => {
 			window.seen.texts.push(bar.getAttribute('aria-valuetext'));
 		}).observe(bar, { attributes: true });
 		const status = document.getElementById('status');
-		new MutationObserver(() => window.seen.said.push(status.textContent)).observe(status, { childList: true, characterData: true, subtree: true });
+		new MutationObserver(() => window.seen.said.push(status.textContent)).observe(status, {
+			childList: true,
+			characterData: true,
+			subtree: true,
+		});
 	});
 	await make(page, REQUEST);
 	await page.locator('#player').waitFor();
 	const { values, texts, said } = await page.evaluate(() => window.seen);
-	assert.ok(values.every((value, index) => value >= 0 && value <= 100 && (index === 0 || value >= values[index - 1])), values.join(' '));
-	assert.ok(texts.every((text) => /^.+, \d+ %$/.test(text)), texts[0]);
+	assert.ok(
+		values.every((value, index) => value >= 0 && value <= 100 && (index === 0 || value >= values[index - 1])),
+		values.join(' '),
+	);
+	assert.ok(
+		texts.every((text) => /^.+, \d+ %$/.test(text)),
+		texts[0],
+	);
 	assert.equal(await page.locator('#status').getAttribute('role'), 'status');
 	assert.ok(said.length <= 9, `announced ${said.length} times`);
 	assert.match(said.at(-1), /^The video is ready/);
 	assert.equal(await bar.count(), 0, 'the bar is gone when there is nothing to wait for');
-	assert.match(await page.evaluate(() => document.querySelector('kinora-video').video.getAttribute('aria-label')), /AI-generated video: a red ball/);
+	assert.match(
+		await page.evaluate(() => document.querySelector('kinora-video').video.getAttribute('aria-label')),
+		/AI-generated video: a red ball/,
+	);
 });
 
 for (const colorScheme of ['light', 'dark']) {
 	test(`360 pixels wide, ${colorScheme}: nothing is cut off and every target is large enough`, async () => {
 		const page = await site.open(CPU, { viewport: { width: 360, height: 740 }, colorScheme });
-		const overflow = () => page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
+		const overflow = () =>
+			page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
 		assert.equal(await overflow(), 0);
 		await make(page, { ...REQUEST, prompt: 'a red dog on green grass' });
 		await page.locator('#player').waitFor();
@@ -122,18 +140,28 @@ for (const colorScheme of ['light', 'dark']) {
 		assert.equal(await overflow(), 0);
 		const small = await page.evaluate(() =>
 			[...document.querySelectorAll('button, select, input, a')]
-				.filter((target) => target.checkVisibility() && !target.classList.contains('link') && target.getBoundingClientRect().height < 40)
+				.filter(
+					(target) =>
+						target.checkVisibility() &&
+						!target.classList.contains('link') &&
+						target.getBoundingClientRect().height < 40,
+				)
 				.map((target) => target.id),
 		);
 		assert.deepEqual(small, []);
-		assert.equal(await page.evaluate(() => getComputedStyle(document.body).backgroundColor !== 'rgba(0, 0, 0, 0)'), true);
+		assert.equal(
+			await page.evaluate(() => getComputedStyle(document.body).backgroundColor !== 'rgba(0, 0, 0, 0)'),
+			true,
+		);
 	});
 }
 
 /** Contrast ratio by WCAG 2 of the text of each element against the nearest opaque background. */
 const CONTRAST = () => {
 	const luminance = ([r, g, b]) => {
-		const linear = [r, g, b].map((part) => (part / 255 <= 0.04045 ? part / 255 / 12.92 : ((part / 255 + 0.055) / 1.055) ** 2.4));
+		const linear = [r, g, b].map((part) =>
+			part / 255 <= 0.04045 ? part / 255 / 12.92 : ((part / 255 + 0.055) / 1.055) ** 2.4,
+		);
 		return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2];
 	};
 	const parse = (colour) => colour.match(/[\d.]+/g).map(Number);
@@ -147,10 +175,15 @@ const CONTRAST = () => {
 		return [255, 255, 255];
 	};
 	return [...document.querySelectorAll('p, h1, label, button, a, dt, dd, summary, span, input, select')]
-		.filter((element) => element.checkVisibility() && !element.disabled && (element.textContent.trim() || element.value))
+		.filter(
+			(element) => element.checkVisibility() && !element.disabled && (element.textContent.trim() || element.value),
+		)
 		.map((element) => {
 			const [a, b] = [luminance(parse(getComputedStyle(element).color)), luminance(behind(element))];
-			return { text: (element.textContent || element.value).trim().slice(0, 30), ratio: (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05) };
+			return {
+				text: (element.textContent || element.value).trim().slice(0, 30),
+				ratio: (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05),
+			};
 		})
 		.filter(({ ratio }) => ratio < 4.5);
 };

@@ -22,7 +22,11 @@ after(() => site.stop());
 
 function tensorsOf(stage, direction) {
 	const prefix = `${stage}.${direction}.`;
-	return new Map([...goldens].filter(([name]) => name.startsWith(prefix)).map(([name, tensor]) => [name.slice(prefix.length), tensor]));
+	return new Map(
+		[...goldens]
+			.filter(([name]) => name.startsWith(prefix))
+			.map(([name, tensor]) => [name.slice(prefix.length), tensor]),
+	);
 }
 
 /** Runs the stages on a fresh engine inside the page; the page's own worker is not involved. */
@@ -40,7 +44,12 @@ async function runStages(device, inputs) {
 			}
 			const results = {};
 			for (const [stage, bytes] of Object.entries(inputs)) {
-				results[stage] = [...(await engine.runStage(stage, Uint8Array.from(atob(bytes), (letter) => letter.charCodeAt(0))))];
+				results[stage] = [
+					...(await engine.runStage(
+						stage,
+						Uint8Array.from(atob(bytes), (letter) => letter.charCodeAt(0)),
+					)),
+				];
 			}
 			engine.free();
 			return results;
@@ -52,7 +61,9 @@ async function runStages(device, inputs) {
 
 for (const device of ['cpu', 'webgpu']) {
 	test(`every stage agrees with PyTorch on ${device}`, async (context) => {
-		const inputs = Object.fromEntries(STAGES.map((stage) => [stage, writeSafetensors(tensorsOf(stage, 'in')).toString('base64')]));
+		const inputs = Object.fromEntries(
+			STAGES.map((stage) => [stage, writeSafetensors(tensorsOf(stage, 'in')).toString('base64')]),
+		);
 		const outputs = await runStages(device, inputs);
 		for (const stage of STAGES) {
 			await context.test(stage, () => {
@@ -71,6 +82,8 @@ for (const device of ['cpu', 'webgpu']) {
 
 test('a stage refuses tensors of the wrong shape with a typed error', async () => {
 	const [latents] = tensorsOf('decode', 'in').values();
-	const wrong = writeSafetensors(new Map([['latents', { ...latents, shape: [latents.shape.reduce((a, b) => a * b, 1)] }]]));
+	const wrong = writeSafetensors(
+		new Map([['latents', { ...latents, shape: [latents.shape.reduce((a, b) => a * b, 1)] }]]),
+	);
 	await assert.rejects(runStages('cpu', { decode: wrong.toString('base64') }), /decode|latents|shape/);
 });

@@ -29,7 +29,10 @@ test('what the built-in model needs is said while only its manifest is there', a
 	const page = await site.open('device=cpu');
 	const { shards, text_encoder: text } = await page.evaluate(async () => (await fetch('model/manifest.json')).json());
 	const bytes = shards.reduce((sum, shard) => sum + shard.bytes, text.tokenizer.bytes);
-	await line(page, new RegExp(`^This clip needs ${Math.round(bytes / 1e6)} MB to download and about \\d\\d MB of memory\\.$`));
+	await line(
+		page,
+		new RegExp(`^This clip needs ${Math.round(bytes / 1e6)} MB to download and about \\d\\d MB of memory\\.$`),
+	);
 	assert.deepEqual(weights(page), []);
 	assert.ok((await page.getAttribute('#prompt', 'aria-describedby')).split(' ').includes('needs'));
 });
@@ -37,7 +40,13 @@ test('what the built-in model needs is said while only its manifest is there', a
 test('the figure follows size and device, and the engine has its own', async () => {
 	const figures = changed(({ requires, video }) => {
 		const [{ width, height, frames }] = video.sizes;
-		requires.clips = frames.map((count, index) => ({ width, height, frames: count, cpu_bytes: (index + 1) * 123e6, webgpu_bytes: 3.14e9 }));
+		requires.clips = frames.map((count, index) => ({
+			width,
+			height,
+			frames: count,
+			cpu_bytes: (index + 1) * 123e6,
+			webgpu_bytes: 3.14e9,
+		}));
 	});
 	const page = await site.open(CPU, figures);
 	await line(page, /to download and about 120 MB of memory/);
@@ -50,21 +59,35 @@ test('the figure follows size and device, and the engine has its own', async () 
 	await page.selectOption('#device', 'cpu');
 	await line(page, /about 250 MB of memory/);
 	const plan = page.evaluate(
-		() => new Promise((resolve) => document.querySelector('kinora-video').addEventListener('notice', ({ detail }) => detail.plan && resolve(detail.plan))),
+		() =>
+			new Promise((resolve) =>
+				document
+					.querySelector('kinora-video')
+					.addEventListener('notice', ({ detail }) => detail.plan && resolve(detail.plan)),
+			),
 	);
 	await make(page, REQUEST);
 	const { width, height, frames, download, memory, engine, gpu, largestBuffer } = await plan;
 	assert.deepEqual([width, height, frames, gpu, largestBuffer], [96, 64, 5, 0, 0]);
 	assert.ok(engine > 1e6 && memory > engine && memory < 20e6, `${engine} of ${memory}`);
-	assert.equal(download, site.tiny.manifest.shards.reduce((sum, { bytes }) => sum + bytes, site.tiny.manifest.text_encoder.tokenizer.bytes));
+	assert.equal(
+		download,
+		site.tiny.manifest.shards.reduce((sum, { bytes }) => sum + bytes, site.tiny.manifest.text_encoder.tokenizer.bytes),
+	);
 	// The model is here now, so there is nothing left to download.
 	await line(page, /^This clip needs about \d+ MB of memory\.$/);
 });
 
 test('a model that says nothing of its clips says what it says of itself', async () => {
-	const page = await site.open(CPU, changed(({ requires }) => (requires.memory_bytes = 77e6)));
+	const page = await site.open(
+		CPU,
+		changed(({ requires }) => (requires.memory_bytes = 77e6)),
+	);
 	await line(page, /about 77 MB of memory/);
-	const silent = await site.open(CPU, changed((manifest) => delete manifest.requires));
+	const silent = await site.open(
+		CPU,
+		changed((manifest) => delete manifest.requires),
+	);
 	await line(silent, /^This clip needs [\d.]+ MB to download\.$/);
 });
 
@@ -77,8 +100,14 @@ for (const device of ['cpu', 'webgpu']) {
 		assert.equal(error?.code, 'too-large', error?.message);
 		assert.equal(error.retryable, false);
 		await assertFailure(page, 'too-large', 'Change the size');
-		assert.match(await page.locator('#failure-text').innerText(), /8192x8192 \(9 frames\) is too large: .+ Choose 96x64 \(9 frames\)\.$/);
-		assert.deepEqual(page.requests.filter((url) => url.includes('.bin')), []);
+		assert.match(
+			await page.locator('#failure-text').innerText(),
+			/8192x8192 \(9 frames\) is too large: .+ Choose 96x64 \(9 frames\)\.$/,
+		);
+		assert.deepEqual(
+			page.requests.filter((url) => url.includes('.bin')),
+			[],
+		);
 		await page.click('#failure-action');
 		assert.equal(await page.evaluate(() => document.activeElement.id), 'size');
 		if (device === 'cpu') {
@@ -89,11 +118,17 @@ for (const device of ['cpu', 'webgpu']) {
 }
 
 test('a model of which nothing fits says so', async () => {
-	const page = await site.open(CPU, changed(({ video }) => (video.sizes = [{ width: 8192, height: 8192, frames: [9] }])));
+	const page = await site.open(
+		CPU,
+		changed(({ video }) => (video.sizes = [{ width: 8192, height: 8192, frames: [9] }])),
+	);
 	const { error } = await generate(page, REQUEST);
 	assert.equal(error?.code, 'too-large', error?.message);
 	assert.match(error.message, /No other clip of this model fits; choose a smaller model or another device\.$/);
-	assert.deepEqual(page.requests.filter((url) => url.includes('.bin')), []);
+	assert.deepEqual(
+		page.requests.filter((url) => url.includes('.bin')),
+		[],
+	);
 });
 
 test('a model that works chunk by chunk shows finished frames while it draws on', async () => {
@@ -103,7 +138,11 @@ test('a model that works chunk by chunk shows finished frames while it draws on'
 	const stages = progress.map(({ stage }) => stage);
 	assert.ok(stages.indexOf('decode') > stages.lastIndexOf('denoise'), stages.join(' '));
 	const texts = progress.map(({ text }) => text);
-	for (const text of ['Drawing, step 2 of 12', 'Drawing, step 5 of 12; 1 of 9 frames are finished', 'Drawing, step 10 of 12; 5 of 9 frames are finished']) {
+	for (const text of [
+		'Drawing, step 2 of 12',
+		'Drawing, step 5 of 12; 1 of 9 frames are finished',
+		'Drawing, step 10 of 12; 5 of 9 frames are finished',
+	]) {
 		assert.ok(texts.includes(text), `${text}: ${texts.join(' | ')}`);
 	}
 	const denoise = progress.filter(({ stage }) => stage === 'denoise').map(({ value }) => value);

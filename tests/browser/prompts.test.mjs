@@ -31,19 +31,24 @@ afterEach(() => site.clear());
 
 /** Embeddings of ids by an engine inside the page. */
 async function encode(page, ids) {
-	const input = writeSafetensors(new Map([['input_ids', { dtype: 'I32', shape: [ids.length], bytes: new Uint8Array(Int32Array.from(ids).buffer) }]]));
-	const output = await page.evaluate(async (bytes) => {
-		const { default: init, Engine } = await import(new URL('engine/kinora.js', document.baseURI).href);
-		await init({ module_or_path: fetch('engine/kinora_bg.wasm') });
-		const text = async (name) => (await fetch(`tiny/${name}`)).text();
-		const manifest = await text('manifest.json');
-		const engine = await Engine.create(manifest, await text('tokenizer.json'), { device: 'cpu' });
-		for (const index of engine.missingShards()) {
-			const shard = await fetch(`tiny/${JSON.parse(manifest).shards[index].path}`);
-			await engine.addShard(index, new Uint8Array(await shard.arrayBuffer()));
-		}
-		return [...(await engine.runStage('encode-text', Uint8Array.from(bytes)))];
-	}, [...input]);
+	const input = writeSafetensors(
+		new Map([['input_ids', { dtype: 'I32', shape: [ids.length], bytes: new Uint8Array(Int32Array.from(ids).buffer) }]]),
+	);
+	const output = await page.evaluate(
+		async (bytes) => {
+			const { default: init, Engine } = await import(new URL('engine/kinora.js', document.baseURI).href);
+			await init({ module_or_path: fetch('engine/kinora_bg.wasm') });
+			const text = async (name) => (await fetch(`tiny/${name}`)).text();
+			const manifest = await text('manifest.json');
+			const engine = await Engine.create(manifest, await text('tokenizer.json'), { device: 'cpu' });
+			for (const index of engine.missingShards()) {
+				const shard = await fetch(`tiny/${JSON.parse(manifest).shards[index].path}`);
+				await engine.addShard(index, new Uint8Array(await shard.arrayBuffer()));
+			}
+			return [...(await engine.runStage('encode-text', Uint8Array.from(bytes)))];
+		},
+		[...input],
+	);
 	return readSafetensors(Uint8Array.from(output)).get('embeddings');
 }
 
@@ -59,7 +64,10 @@ async function makePack(page) {
 		const native = readSafetensors(file).get('prompt.0');
 		assert.deepEqual(native.shape, [input_ids.length, 64]);
 		const [a, b] = [floats(native), floats(own)];
-		assert.ok(a.every((value, index) => Math.abs(value - b[index]) < 1e-4), 'native and browser agree');
+		assert.ok(
+			a.every((value, index) => Math.abs(value - b[index]) < 1e-4),
+			'native and browser agree',
+		);
 		// The devices differ in last bits; with the browser's own numbers the clips have to be equal.
 		native.bytes.set(own.bytes);
 		return file;
@@ -78,7 +86,9 @@ async function open({ hosted = true, change = () => undefined, query = '', ...op
 	change(manifest);
 	const prepare = async (context) => {
 		await context.route('**/tiny/manifest.json', (route) => route.fulfill({ json: manifest }));
-		await context.route('**/tiny/prompts.safetensors', (route) => route.fulfill({ body: pack, contentType: 'application/octet-stream' }));
+		await context.route('**/tiny/prompts.safetensors', (route) =>
+			route.fulfill({ body: pack, contentType: 'application/octet-stream' }),
+		);
 	};
 	return site.open(`${CPU}${query}`, { prepare, ...options });
 }
@@ -86,7 +96,11 @@ async function open({ hosted = true, change = () => undefined, query = '', ...op
 /** Paths of the shards that only the text encoder needs, found without the engine. */
 function textShards() {
 	const { shards, tensors } = site.tiny.manifest;
-	const rest = new Set(Object.entries(tensors).flatMap(([name, { parts }]) => (name.startsWith('text_encoder.') ? [] : parts.map(({ shard }) => shard))));
+	const rest = new Set(
+		Object.entries(tensors).flatMap(([name, { parts }]) =>
+			name.startsWith('text_encoder.') ? [] : parts.map(({ shard }) => shard),
+		),
+	);
 	return shards.filter((_, index) => !rest.has(index)).map(({ path }) => path);
 }
 
@@ -103,7 +117,10 @@ test('a packed prompt gives the same clip without the text encoder, and another 
 	page.requests.length = 0;
 	assert.equal((await make(page, PACKED)).hash, references[0]);
 	assert.equal((await make(page, OTHER)).hash, references[1]);
-	assert.deepEqual(page.requests.filter((url) => !url.startsWith('blob:')), []);
+	assert.deepEqual(
+		page.requests.filter((url) => !url.startsWith('blob:')),
+		[],
+	);
 	assert.deepEqual(page.errors, []);
 });
 
@@ -123,12 +140,18 @@ test('a site without the text encoder makes the packed prompts and names them wh
 		return { totalBytes: manifest.totalBytes, stored };
 	});
 	const kept = site.tiny.manifest.shards.filter(({ path }) => !textShards().includes(path));
-	assert.equal(totalBytes, kept.reduce((sum, { bytes }) => sum + bytes, pack.length));
+	assert.equal(
+		totalBytes,
+		kept.reduce((sum, { bytes }) => sum + bytes, pack.length),
+	);
 	assert.ok(stored, 'what is needed is stored');
 });
 
 test('a pack is given by its address', async () => {
-	const page = await open({ change: (manifest) => delete manifest.prompt_pack, query: '&prompts=tiny/prompts.safetensors' });
+	const page = await open({
+		change: (manifest) => delete manifest.prompt_pack,
+		query: '&prompts=tiny/prompts.safetensors',
+	});
 	assert.equal((await make(page, PACKED)).hash, references[0]);
 	assert.deepEqual(asked(page, textShards()), []);
 });
@@ -155,7 +178,10 @@ for (const device of ['cpu', 'webgpu']) {
 		// The next prompt is read from storage, whatever its words are.
 		page.requests.length = 0;
 		await make(page, PACKED);
-		assert.deepEqual(page.requests.filter((url) => !url.startsWith('blob:')), []);
+		assert.deepEqual(
+			page.requests.filter((url) => !url.startsWith('blob:')),
+			[],
+		);
 	});
 }
 

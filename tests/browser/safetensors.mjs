@@ -8,10 +8,16 @@ export function readSafetensors(file) {
 	delete header.__metadata__;
 	const start = 8 + headerBytes;
 	return new Map(
-		Object.entries(header).map(([name, { dtype, shape, data_offsets: [from, to] }]) => [
-			name,
-			{ dtype, shape, bytes: file.subarray(start + from, start + to) },
-		]),
+		Object.entries(header).map(
+			([
+				name,
+				{
+					dtype,
+					shape,
+					data_offsets: [from, to],
+				},
+			]) => [name, { dtype, shape, bytes: file.subarray(start + from, start + to) }],
+		),
 	);
 }
 

@@ -72,7 +72,9 @@ export async function injectIntoWorker(context, script) {
 
 /** Until the page knows its model and its device, or has said why not. */
 export async function settled(page) {
-	await page.waitForFunction(() => document.getElementById('fact-model').textContent !== '…' || !document.getElementById('failure').hidden);
+	await page.waitForFunction(
+		() => document.getElementById('fact-model').textContent !== '…' || !document.getElementById('failure').hidden,
+	);
 }
 
 /** The next result or error of the page's element; call it before what causes them. */
@@ -94,9 +96,20 @@ export function outcome(page) {
 						return reader.result.split(',')[1] ?? '';
 					};
 					const onResult = async ({ detail: { frames, blob, ...rest } }) =>
-						resolve({ ...rest, progress, previews, pixels: await base64(new Blob(frames)), count: frames.length, file: await base64(blob) });
+						resolve({
+							...rest,
+							progress,
+							previews,
+							pixels: await base64(new Blob(frames)),
+							count: frames.length,
+							file: await base64(blob),
+						});
 					video.addEventListener('result', onResult, { once: true });
-					video.addEventListener('error', ({ detail: { code, message, retryable } }) => resolve({ progress, error: { code, message, retryable } }), { once: true });
+					video.addEventListener(
+						'error',
+						({ detail: { code, message, retryable } }) => resolve({ progress, error: { code, message, retryable } }),
+						{ once: true },
+					);
 				}),
 		)
 		.then((found) => {
@@ -104,7 +117,12 @@ export function outcome(page) {
 				return found;
 			}
 			const pixels = Buffer.from(found.pixels, 'base64');
-			return { ...found, pixels, hash: createHash('sha256').update(pixels).digest('hex'), file: Buffer.from(found.file, 'base64') };
+			return {
+				...found,
+				pixels,
+				hash: createHash('sha256').update(pixels).digest('hex'),
+				file: Buffer.from(found.file, 'base64'),
+			};
 		});
 }
 

@@ -40,7 +40,7 @@ export async function packTiny({ shardBytes = SHARD_BYTES } = {}) {
 		stream.push(Buffer.alloc(gap), bytes);
 		length += gap;
 		const parts = [];
-		for (let from = length; from < length + bytes.length; ) {
+		for (let from = length; from < length + bytes.length;) {
 			const shard = Math.floor(from / shardBytes);
 			const to = Math.min(length + bytes.length, (shard + 1) * shardBytes);
 			parts.push({ shard, offset: from - shard * shardBytes, bytes: to - from });

@@ -32,28 +32,38 @@ test('the GPU repeats itself to the bit', async () => {
 	assert.equal((await make(page, REQUEST)).hash, first.hash);
 });
 
-test('a causal model with its cache in 8 bits gives the same frames on the GPU and on the CPU', { timeout: 300_000 }, async () => {
-	const causal = async (device, cache) => {
-		const manifest = structuredClone(site.tiny.manifest);
-		// Chunks of one frame with a window of one: the third chunk is made after the first has left the cache.
-		manifest.sampler.causal = { chunk_frames: 1, window_frames: 1, cache };
-		const prepare = (context) => context.route('**/tiny/manifest.json', (route) => route.fulfill({ json: manifest }));
-		const other = await site.open(`${TINY}&device=${device}`, { prepare });
-		const made = await make(other, REQUEST);
-		await other.context().close();
-		assert.equal(made.engine.device, device);
-		return made;
-	};
-	const gpu = await causal('webgpu', 'q8');
-	const cpu = await causal('cpu', 'q8');
-	const exact = await causal('cpu', 'f32');
-	assert.ok(psnr(gpu.pixels, cpu.pixels) > 45, `${psnr(gpu.pixels, cpu.pixels)} dB`);
-	assert.notEqual(cpu.hash, exact.hash, 'the 8 bits are in use');
-	assert.ok(gpu.checks.some(({ name }) => name === 'cache q8'), 'the device proved its kernels');
-	// Both round alike, so what the rounding changes does not lie between them.
-	const rounding = psnr(cpu.pixels, exact.pixels);
-	assert.ok(rounding > 40 && psnr(gpu.pixels, cpu.pixels) > rounding + 10, `${psnr(gpu.pixels, cpu.pixels)} dB, q8 to f32 ${rounding} dB`);
-});
+test(
+	'a causal model with its cache in 8 bits gives the same frames on the GPU and on the CPU',
+	{ timeout: 300_000 },
+	async () => {
+		const causal = async (device, cache) => {
+			const manifest = structuredClone(site.tiny.manifest);
+			// Chunks of one frame with a window of one: the third chunk is made after the first has left the cache.
+			manifest.sampler.causal = { chunk_frames: 1, window_frames: 1, cache };
+			const prepare = (context) => context.route('**/tiny/manifest.json', (route) => route.fulfill({ json: manifest }));
+			const other = await site.open(`${TINY}&device=${device}`, { prepare });
+			const made = await make(other, REQUEST);
+			await other.context().close();
+			assert.equal(made.engine.device, device);
+			return made;
+		};
+		const gpu = await causal('webgpu', 'q8');
+		const cpu = await causal('cpu', 'q8');
+		const exact = await causal('cpu', 'f32');
+		assert.ok(psnr(gpu.pixels, cpu.pixels) > 45, `${psnr(gpu.pixels, cpu.pixels)} dB`);
+		assert.notEqual(cpu.hash, exact.hash, 'the 8 bits are in use');
+		assert.ok(
+			gpu.checks.some(({ name }) => name === 'cache q8'),
+			'the device proved its kernels',
+		);
+		// Both round alike, so what the rounding changes does not lie between them.
+		const rounding = psnr(cpu.pixels, exact.pixels);
+		assert.ok(
+			rounding > 40 && psnr(gpu.pixels, cpu.pixels) > rounding + 10,
+			`${psnr(gpu.pixels, cpu.pixels)} dB, q8 to f32 ${rounding} dB`,
+		);
+	},
+);
 
 /** Refuses every device that was given more than WebGPU guarantees. */
 const DEFAULT_LIMITS_ONLY = `{
@@ -68,15 +78,19 @@ const DEFAULT_LIMITS_ONLY = `{
 	};
 }`;
 
-test('the built-in model runs within the default limits of WebGPU and agrees with the CPU', { timeout: 300_000 }, async () => {
-	const strict = await site.open('device=webgpu&limits=default', { inject: DEFAULT_LIMITS_ONLY });
-	const gpu = await make(strict, REQUEST);
-	await strict.context().close();
-	const other = await site.open('device=cpu');
-	const cpu = await make(other, REQUEST);
-	await other.context().close();
-	assert.ok(psnr(gpu.pixels, cpu.pixels) >= 45, `${psnr(gpu.pixels, cpu.pixels)} dB`);
-});
+test(
+	'the built-in model runs within the default limits of WebGPU and agrees with the CPU',
+	{ timeout: 300_000 },
+	async () => {
+		const strict = await site.open('device=webgpu&limits=default', { inject: DEFAULT_LIMITS_ONLY });
+		const gpu = await make(strict, REQUEST);
+		await strict.context().close();
+		const other = await site.open('device=cpu');
+		const cpu = await make(other, REQUEST);
+		await other.context().close();
+		assert.ok(psnr(gpu.pixels, cpu.pixels) >= 45, `${psnr(gpu.pixels, cpu.pixels)} dB`);
+	},
+);
 
 /** Crashes the GPU process whenever denoising begins, as often as `left` says. */
 const crashes = { left: 0 };
@@ -109,7 +123,10 @@ test('a graphics device lost while drawing is replaced once, and the clip is the
 	assert.match(await page.locator('#words').innerText(), /was reset/);
 	assert.equal(made.hash, first.hash);
 	const values = made.progress.map(({ value }) => value);
-	assert.ok(values.every((value, index) => index === 0 || value >= values[index - 1]), 'the figure fell');
+	assert.ok(
+		values.every((value, index) => index === 0 || value >= values[index - 1]),
+		'the figure fell',
+	);
 });
 
 test('a graphics device lost twice is reported, with the CPU as the way out', async () => {

@@ -29,7 +29,8 @@ async function main() {
 			const first = await generate(opened, PROMPT, 7);
 			const { adapter, software } = first.engine;
 			visits.push({ device, opened, times: [] });
-			const on = device === 'cpu' ? '' : `: ${adapter}${software ? ' (emulated on the CPU: says nothing about GPUs)' : ''}`;
+			const on =
+				device === 'cpu' ? '' : `: ${adapter}${software ? ' (emulated on the CPU: says nothing about GPUs)' : ''}`;
 			console.log(`browser ${device}${on}, first clip ${(first.timings.total / 1000).toFixed(2)} s with loading`);
 		}
 		for (let clip = 0; clip < clips; clip++) {
@@ -37,9 +38,15 @@ async function main() {
 				times.push(stages(await generate(opened, PROMPT, 7)));
 			}
 		}
-		const medians = visits.map(({ times }) => Object.fromEntries(Object.keys(times[0]).map((stage) => [stage, middle(times.map((time) => time[stage]))])));
+		const medians = visits.map(({ times }) =>
+			Object.fromEntries(Object.keys(times[0]).map((stage) => [stage, middle(times.map((time) => time[stage]))])),
+		);
 		for (const [index, { device }] of visits.entries()) {
-			console.log(`browser ${device}, median of ${clips}: ${Object.entries(medians[index]).map(([stage, time]) => `${stage} ${time.toFixed(0)} ms`).join(', ')}`);
+			console.log(
+				`browser ${device}, median of ${clips}: ${Object.entries(medians[index])
+					.map(([stage, time]) => `${stage} ${time.toFixed(0)} ms`)
+					.join(', ')}`,
+			);
 		}
 		const [one, other] = medians;
 		if (other) {

@@ -68,6 +68,8 @@ for (const name of ['kinora.js', 'kinora_bg.wasm']) {
 await cp(model, join(out, 'model'), { recursive: true });
 
 const sizes = await Promise.all(
-	['main.js', 'worker.js', 'engine/kinora_bg.wasm'].map(async (name) => `${name} ${((await stat(join(out, name))).size / 1e6).toFixed(2)} MB`),
+	['main.js', 'worker.js', 'engine/kinora_bg.wasm'].map(
+		async (name) => `${name} ${((await stat(join(out, name))).size / 1e6).toFixed(2)} MB`,
+	),
 );
 console.log(`built ${relative(process.cwd(), out)} (${version}): ${sizes.join(', ')}`);

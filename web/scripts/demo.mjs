@@ -26,7 +26,9 @@ function readArguments() {
 	}
 	const prompt = positionals.join(' ').trim();
 	if (positionals.length && !prompt) {
-		throw new Failure('The prompt is empty. Say in a few words what the clip should show, or leave it out for an example.');
+		throw new Failure(
+			'The prompt is empty. Say in a few words what the clip should show, or leave it out for an example.',
+		);
 	}
 	return { ...values, prompt };
 }
@@ -37,10 +39,16 @@ function report(result, path) {
 	const { timings, engine } = result;
 	const rows = [
 		['file', path],
-		['clip', `${result.width} x ${result.height}, ${result.frames} frames at ${result.fps} per second, ${result.codec}`],
+		[
+			'clip',
+			`${result.width} x ${result.height}, ${result.frames} frames at ${result.fps} per second, ${result.codec}`,
+		],
 		['seed', result.seed],
 		['model', result.model],
-		['device', engine.device === 'cpu' ? 'cpu' : `webgpu: ${engine.adapter}${engine.software ? ' (emulated on the CPU)' : ''}`],
+		[
+			'device',
+			engine.device === 'cpu' ? 'cpu' : `webgpu: ${engine.adapter}${engine.software ? ' (emulated on the CPU)' : ''}`,
+		],
 		['downloaded', `${(result.bytesDownloaded / 1e6).toFixed(1)} MB`],
 		['engine start', seconds(timings.engine)],
 		['download', seconds(timings.download)],
@@ -65,14 +73,19 @@ async function save(page, result, out) {
 	await page.getByRole('link', { name: 'Save video' }).click();
 	const wanted = resolve(process.cwd(), out);
 	// Without an H.264 encoder the clip may be WebM; a wrong name would not play.
-	const path = extname(wanted) === result.extension ? wanted : `${wanted.slice(0, wanted.length - extname(wanted).length)}${result.extension}`;
+	const path =
+		extname(wanted) === result.extension
+			? wanted
+			: `${wanted.slice(0, wanted.length - extname(wanted).length)}${result.extension}`;
 	await (await arriving).saveAs(path);
 	return path;
 }
 
 async function main() {
 	const { prompt: given, seed, device, out = 'clip.mp4' } = readArguments();
-	const manifest = JSON.parse(await readFile(fileURLToPath(new URL('../dist/model/manifest.json', import.meta.url)), 'utf8').catch(() => '{}'));
+	const manifest = JSON.parse(
+		await readFile(fileURLToPath(new URL('../dist/model/manifest.json', import.meta.url)), 'utf8').catch(() => '{}'),
+	);
 	const prompt = given || manifest.examples?.[0];
 	if (!prompt) {
 		throw new Failure('web/dist holds no built page with a model; ./build.sh demo builds it.');
@@ -83,8 +96,12 @@ async function main() {
 		opened = await visit(server.url, device);
 		const { probe, device: used } = opened.availability;
 		console.error(`Prompt: ${prompt}`);
-		console.error(`Adapter: ${probe?.adapter ?? 'none used'}${probe?.software ? ' (emulated)' : ''}; computing on ${used}`);
-		const result = await generate(opened, prompt, seed, (percent, text) => console.error(`${String(percent).padStart(3)} %  ${text}`));
+		console.error(
+			`Adapter: ${probe?.adapter ?? 'none used'}${probe?.software ? ' (emulated)' : ''}; computing on ${used}`,
+		);
+		const result = await generate(opened, prompt, seed, (percent, text) =>
+			console.error(`${String(percent).padStart(3)} %  ${text}`),
+		);
 		report(result, await save(opened.page, result, out));
 	} finally {
 		await opened?.browser.close();

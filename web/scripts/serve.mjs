@@ -46,7 +46,9 @@ export async function serve({ directory = DIST, base = '/', port = 0, mounts = {
 }
 
 if (import.meta.url === pathToFileURL(process.argv[1] ?? '').href) {
-	const { values } = parseArgs({ options: { port: { type: 'string' }, base: { type: 'string' }, dir: { type: 'string' } } });
+	const { values } = parseArgs({
+		options: { port: { type: 'string' }, base: { type: 'string' }, dir: { type: 'string' } },
+	});
 	const { url } = await serve({
 		port: Number(values.port ?? 0),
 		...(values.base === undefined ? {} : { base: values.base }),

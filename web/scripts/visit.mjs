@@ -32,10 +32,13 @@ async function openPage(browser, url) {
 	await page.goto(url);
 	const availability = await Promise.race([
 		page.evaluate(() =>
-			document.querySelector('kinora-video').availability().then(
-				({ probe, device }) => ({ probe, device }),
-				({ code, message }) => ({ code, message }),
-			),
+			document
+				.querySelector('kinora-video')
+				.availability()
+				.then(
+					({ probe, device }) => ({ probe, device }),
+					({ code, message }) => ({ code, message }),
+				),
 		),
 		after(SETTLE, { code: 'timeout', message: 'The page did not become ready.' }),
 	]);
@@ -96,7 +99,11 @@ export async function generate({ page, troubles }, prompt, seed, onStage = () =>
 					resolve(found);
 				};
 				video.addEventListener('progress', follow);
-				video.addEventListener('result', ({ detail: { frames, blob, ...rest } }) => end({ ...rest, frames: frames.length }), { once: true });
+				video.addEventListener(
+					'result',
+					({ detail: { frames, blob, ...rest } }) => end({ ...rest, frames: frames.length }),
+					{ once: true },
+				);
 				video.addEventListener('error', ({ detail: { code, message } }) => end({ code, message }), { once: true });
 			}),
 	);
@@ -121,7 +128,9 @@ export function run(name, main) {
 	main().then(
 		() => process.exit(0),
 		(error) => {
-			console.error(`${name}: ${error instanceof Failure ? error.message : String(error?.message ?? error).split('\n')[0]}`);
+			console.error(
+				`${name}: ${error instanceof Failure ? error.message : String(error?.message ?? error).split('\n')[0]}`,
+			);
 			process.exit(1);
 		},
 	);

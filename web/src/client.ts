@@ -160,7 +160,9 @@ export class Client {
 				} else if (data.type === 'ready') {
 					resolve();
 				} else {
-					this.#end(new KinoraError('internal', `The engine stopped unexpectedly: ${data.message}`, { retryable: true }));
+					this.#end(
+						new KinoraError('internal', `The engine stopped unexpectedly: ${data.message}`, { retryable: true }),
+					);
 				}
 			});
 			worker.addEventListener('error', (event) => {

@@ -45,6 +45,8 @@ export function newSeed(): number {
  * model; undefined where the manifest says nothing, as it may where another tool wrote it.
  */
 export function memoryOf({ needs, memoryBytes }: ModelManifest, size: ClipSize, device: Device): number | undefined {
-	const found = needs.find((each) => each.width === size.width && each.height === size.height && each.frames === size.frames);
+	const found = needs.find(
+		(each) => each.width === size.width && each.height === size.height && each.frames === size.frames,
+	);
 	return found?.[device] ?? (memoryBytes > 0 ? memoryBytes : undefined);
 }

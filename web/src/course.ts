@@ -43,6 +43,10 @@ export class Course {
 
 	#drawing(): Report {
 		const step = `${STAGES.denoise}, step ${this.#done + 1} of ${this.#steps}${this.#shown}`;
-		return { stage: 'denoise', fraction: this.#done / this.#steps, text: this.#done < this.#steps ? step : STAGES.decode };
+		return {
+			stage: 'denoise',
+			fraction: this.#done / this.#steps,
+			text: this.#done < this.#steps ? step : STAGES.decode,
+		};
 	}
 }

@@ -35,7 +35,10 @@ function retryAfter(response: Response): number | undefined {
 }
 
 /** Asks for the file and checks everything that can be known before its body. */
-export async function request(url: string, options: { fresh?: boolean; signal?: AbortSignal; revalidate?: boolean } = {}): Promise<Response> {
+export async function request(
+	url: string,
+	options: { fresh?: boolean; signal?: AbortSignal; revalidate?: boolean } = {},
+): Promise<Response> {
 	const name = fileName(url);
 	const init: RequestInit = { credentials: 'same-origin' };
 	if (options.fresh || options.revalidate) {
@@ -85,7 +88,9 @@ async function read(response: Response, name: string, options: DownloadOptions):
 		}
 		if (expected !== undefined && received + value.length > expected) {
 			void reader.cancel().catch(() => undefined);
-			throw new KinoraError('integrity', `${name} is longer than the ${expected} bytes it should have.`, { retryable: true });
+			throw new KinoraError('integrity', `${name} is longer than the ${expected} bytes it should have.`, {
+				retryable: true,
+			});
 		}
 		if (whole) {
 			whole.set(value, received);
@@ -145,7 +150,10 @@ export async function download(url: string, options: DownloadOptions = {}): Prom
 }
 
 /** A small text file; `revalidate` asks the server whether the cached copy is still the present one. */
-export async function downloadText(url: string, options: { signal?: AbortSignal; revalidate?: boolean } = {}): Promise<string> {
+export async function downloadText(
+	url: string,
+	options: { signal?: AbortSignal; revalidate?: boolean } = {},
+): Promise<string> {
 	return withRetries(async () => {
 		const response = await request(url, options);
 		return new TextDecoder().decode(await read(response, fileName(url), options));

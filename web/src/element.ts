@@ -254,7 +254,10 @@ export class KinoraVideo extends HTMLElement {
 		}
 		const seed = options.seed ?? seedOf(this.getAttribute('seed')) ?? newSeed();
 		if (!Number.isSafeInteger(seed) || seed < 0) {
-			throw new KinoraError('invalid-request', `The seed ${seed} is not a whole number from 0 to ${Number.MAX_SAFE_INTEGER}.`);
+			throw new KinoraError(
+				'invalid-request',
+				`The seed ${seed} is not a whole number from 0 to ${Number.MAX_SAFE_INTEGER}.`,
+			);
 		}
 		// Sizes are offered as a whole: an option does not mix with the attribute.
 		const own = options.width !== undefined || options.height !== undefined || options.frames !== undefined;
@@ -269,11 +272,17 @@ export class KinoraVideo extends HTMLElement {
 		return request;
 	}
 
-	async #attempt(request: VideoRequest, loras: WeightedLora[], signal: AbortSignal, progress: Progress): Promise<VideoResult> {
+	async #attempt(
+		request: VideoRequest,
+		loras: WeightedLora[],
+		signal: AbortSignal,
+		progress: Progress,
+	): Promise<VideoResult> {
 		const started = performance.now();
 		const wasLoaded = this.loaded;
 		this.#setState(wasLoaded ? 'generating' : 'loading');
-		const stages: Stage[] = loras.length > 0 ? ['lora', 'text', 'denoise', 'decode', 'encode'] : ['text', 'denoise', 'decode', 'encode'];
+		const stages: Stage[] =
+			loras.length > 0 ? ['lora', 'text', 'denoise', 'decode', 'encode'] : ['text', 'denoise', 'decode', 'encode'];
 		progress.begin(wasLoaded ? stages : ['engine', 'download', 'warmup', ...stages]);
 		let pace = new Pace(3000);
 		let last: Stage | undefined;
@@ -282,13 +291,21 @@ export class KinoraVideo extends HTMLElement {
 				pace = new Pace(stage === 'download' ? 3000 : 1000);
 				last = stage;
 			}
-			this.#emit('progress', { value: progress.update(stage, fraction), stage, text, remaining: pace.remaining(fraction) });
+			this.#emit('progress', {
+				value: progress.update(stage, fraction),
+				stage,
+				text,
+				remaining: pace.remaining(fraction),
+			});
 		};
 		report(wasLoaded ? (stages[0] ?? 'text') : 'engine', 0);
 
 		const { manifest, probe, device, text } = await unlessAborted(this.#find(), signal);
 		if (probe?.problem && device === 'webgpu') {
-			throw new KinoraError(probe.problem, `WebGPU cannot be used here (${probe.problem}${probe.missing.map((name) => `: ${name}`).join('')}).`);
+			throw new KinoraError(
+				probe.problem,
+				`WebGPU cannot be used here (${probe.problem}${probe.missing.map((name) => `: ${name}`).join('')}).`,
+			);
 		}
 		if (!('VideoEncoder' in globalThis)) {
 			// Known now, so nobody has to wait for a clip that cannot be saved.
@@ -297,15 +314,17 @@ export class KinoraVideo extends HTMLElement {
 		// Fetched now, so that a generation later needs no network at all.
 		const encoding = import('./encode.js');
 		encoding.catch(() => undefined);
-		const opened = await this.#client.open(
-			this.#openArguments(device, text),
-			{ signal, onEvent: ({ loaded, total }) => report('engine', loaded / total) },
-		);
+		const opened = await this.#client.open(this.#openArguments(device, text), {
+			signal,
+			onEvent: ({ loaded, total }) => report('engine', loaded / total),
+		});
 		this.#changed = false;
 		// Before the weights as well. A browser remembers an import that failed, and a page that has been replaced meanwhile
 		// names a file that is gone: only a fresh page helps.
 		const { encodeClip } = await unlessAborted(encoding, signal).catch((cause: unknown) => {
-			throw signal.aborted ? cause : new KinoraError('wasm', 'The video encoder could not be downloaded.', { retryable: true, cause });
+			throw signal.aborted
+				? cause
+				: new KinoraError('wasm', 'The video encoder could not be downloaded.', { retryable: true, cause });
 		});
 		// Before the weights: a prompt the model cannot take should not cost a download, nor a clip the device cannot hold.
 		const { unknownWords, packed, plan } = await this.#client.call('check', request, { signal });
@@ -322,7 +341,11 @@ export class KinoraVideo extends HTMLElement {
 			report('lora', 0);
 		}
 		// Also without any: those of an earlier run are taken away.
-		const adapted = await this.#client.call('loras', { loras }, { signal, onEvent: ({ done, total }) => report('lora', done / total) });
+		const adapted = await this.#client.call(
+			'loras',
+			{ loras },
+			{ signal, onEvent: ({ done, total }) => report('lora', done / total) },
+		);
 
 		// WebGPU inside WebAssembly does not learn the adapter's name; the page does.
 		const engine = { ...opened.info, adapter: (device === 'webgpu' && probe?.adapter) || opened.info.adapter };
@@ -393,16 +416,19 @@ export class KinoraVideo extends HTMLElement {
 			return { checks: [], bytes: 0, bytesFromCache: 0, stored: this.#stored, timings: { download: 0, warmup: 0 } };
 		}
 		report('download', 0);
-		const loaded = await this.#client.load({ encoder }, {
-			signal,
-			onEvent(event) {
-				if (event.kind === 'download') {
-					report('download', event.loaded / event.total);
-				} else {
-					report('warmup', event.done / event.total);
-				}
+		const loaded = await this.#client.load(
+			{ encoder },
+			{
+				signal,
+				onEvent(event) {
+					if (event.kind === 'download') {
+						report('download', event.loaded / event.total);
+					} else {
+						report('warmup', event.done / event.total);
+					}
+				},
 			},
-		});
+		);
 		this.#stored = loaded.stored;
 		return loaded;
 	}

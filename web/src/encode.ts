@@ -1,5 +1,14 @@
 /** Frames to a video file, with whatever codec this browser really has. Loaded on demand: it carries the muxer. */
-import { BufferTarget, Mp4OutputFormat, Output, Quality, VideoSample, VideoSampleSource, WebMOutputFormat, type VideoCodec } from 'mediabunny';
+import {
+	BufferTarget,
+	Mp4OutputFormat,
+	Output,
+	Quality,
+	VideoSample,
+	VideoSampleSource,
+	WebMOutputFormat,
+	type VideoCodec,
+} from 'mediabunny';
 import { KinoraError, aborted } from './errors.js';
 
 /** IPTC term for media made by a trained model, the value Content Credentials use as well. */
@@ -62,7 +71,12 @@ function tags(marking: Marking, container: Rung['container']) {
 	};
 }
 
-async function encodeWith(rung: Rung, clip: Clip, marking: Marking, options: EncodeOptions): Promise<Omit<EncodedClip, 'refused'>> {
+async function encodeWith(
+	rung: Rung,
+	clip: Clip,
+	marking: Marking,
+	options: EncodeOptions,
+): Promise<Omit<EncodedClip, 'refused'>> {
 	const target = new BufferTarget();
 	const format = rung.container === 'mp4' ? new Mp4OutputFormat({ fastStart: 'in-memory' }) : new WebMOutputFormat();
 	const output = new Output({ format, target });
@@ -111,11 +125,21 @@ async function encodeWith(rung: Rung, clip: Clip, marking: Marking, options: Enc
 		throw new Error(`${packets} of ${clip.frames.length} frames came out`);
 	}
 	const mimeType = await output.getMimeType();
-	return { blob: new Blob([target.buffer], { type: mimeType }), mimeType, codec: rung.codec, extension: format.fileExtension };
+	return {
+		blob: new Blob([target.buffer], { type: mimeType }),
+		mimeType,
+		codec: rung.codec,
+		extension: format.fileExtension,
+	};
 }
 
 /** One attempt, ended when it falls silent or is no longer wanted, even where the encoder itself never answers. */
-function attempt(rung: Rung, clip: Clip, marking: Marking, { signal, onProgress }: EncodeOptions): Promise<Omit<EncodedClip, 'refused'>> {
+function attempt(
+	rung: Rung,
+	clip: Clip,
+	marking: Marking,
+	{ signal, onProgress }: EncodeOptions,
+): Promise<Omit<EncodedClip, 'refused'>> {
 	const stop = new AbortController();
 	return new Promise((resolve, reject) => {
 		let timer: ReturnType<typeof setTimeout> | undefined;
@@ -162,7 +186,9 @@ export async function encodeClip(clip: Clip, marking: Marking, options: EncodeOp
 			if (options.signal?.aborted) {
 				throw aborted();
 			}
-			refused.push(`${rung.codec} (${rung.hardwareAcceleration}): ${error instanceof Error ? error.message : String(error)}`);
+			refused.push(
+				`${rung.codec} (${rung.hardwareAcceleration}): ${error instanceof Error ? error.message : String(error)}`,
+			);
 		}
 	}
 	throw new KinoraError('encode', `No video encoder of this browser delivered the clip. ${refused.join('; ')}`);

@@ -57,11 +57,15 @@ export class ShardStore {
 	async keepOnly(shards: readonly FileEntry[]): Promise<void> {
 		const wanted = new Set(shards.map((shard) => this.#key(shard.sha256)));
 		const kept = (await this.#cache?.keys().catch(() => [])) ?? [];
-		await Promise.all(kept.filter(({ url }) => !wanted.has(url)).map((request) => this.#cache?.delete(request).catch(() => false)));
+		await Promise.all(
+			kept.filter(({ url }) => !wanted.has(url)).map((request) => this.#cache?.delete(request).catch(() => false)),
+		);
 	}
 
 	async has(shards: readonly FileEntry[]): Promise<boolean> {
-		const found = await Promise.all(shards.map((shard) => this.#cache?.match(this.#key(shard.sha256)).catch(() => undefined)));
+		const found = await Promise.all(
+			shards.map((shard) => this.#cache?.match(this.#key(shard.sha256)).catch(() => undefined)),
+		);
 		return found.every((response) => response !== undefined);
 	}
 }
@@ -122,12 +126,20 @@ export async function loadShards(options: LoadOptions): Promise<LoadReport> {
 	const received = wanted.map(() => 0);
 	const progress = (position: number, bytes: number) => {
 		received[position] = bytes;
-		onProgress(received.reduce((sum, part) => sum + part, 0), total);
+		onProgress(
+			received.reduce((sum, part) => sum + part, 0),
+			total,
+		);
 	};
 
 	const fetchFresh = async (position: number, fresh: boolean): Promise<Uint8Array> => {
 		const { shard, url } = wanted[position]!;
-		const bytes = await download(url, { bytes: shard.bytes, fresh, signal, onProgress: (part) => progress(position, part) });
+		const bytes = await download(url, {
+			bytes: shard.bytes,
+			fresh,
+			signal,
+			onProgress: (part) => progress(position, part),
+		});
 		report.bytes += bytes.length;
 		return bytes;
 	};

@@ -86,7 +86,10 @@ export class Loras {
 			numbers.push(number);
 			onProgress(index + 1);
 		}
-		this.#engine.useLoras(Uint32Array.from(numbers), Float32Array.from(wanted, ({ strength }) => strength));
+		this.#engine.useLoras(
+			Uint32Array.from(numbers),
+			Float32Array.from(wanted, ({ strength }) => strength),
+		);
 		return fetched;
 	}
 }

@@ -1,6 +1,12 @@
 /** The page around `<kinora-video>`: the form, the progress, the player's buttons and the facts below. */
 import { memoryOf, newSeed, sizeOf, type ClipPlan } from './clip.js';
-import { KinoraVideo, type Availability, type KinoraVideoEvents, type ProgressDetail, type VideoResult } from './element.js';
+import {
+	KinoraVideo,
+	type Availability,
+	type KinoraVideoEvents,
+	type ProgressDetail,
+	type VideoResult,
+} from './element.js';
 import { KinoraError, toKinoraError, unlessAborted } from './errors.js';
 import { megabytes, quoted, roughly, seconds } from './format.js';
 import type { ClipSize, ModelManifest } from './manifest.js';
@@ -46,7 +52,10 @@ let looks = 0;
 /** Where prompt and seed wait while the page is loaded anew. Not in the address: that goes to the server. */
 const DRAFT = 'kinora-draft';
 
-function on<Name extends keyof KinoraVideoEvents>(name: Name, listener: (detail: KinoraVideoEvents[Name]['detail']) => void): void {
+function on<Name extends keyof KinoraVideoEvents>(
+	name: Name,
+	listener: (detail: KinoraVideoEvents[Name]['detail']) => void,
+): void {
 	video.addEventListener(name, (event: Event) => listener((event as KinoraVideoEvents[Name]).detail));
 }
 
@@ -102,13 +111,22 @@ function showFailure(error: KinoraError): void {
 function showAvailability(available: Availability): void {
 	const { manifest, probe, device: used, stored } = available;
 	const forced = device.value === 'cpu';
-	element('description', HTMLElement).textContent = manifest.description || element('description', HTMLElement).textContent;
-	const clips = manifest.sizes.map(({ width, height, frames }) => `${width} × ${height} for ${seconds((frames / manifest.fps) * 1000)}`);
-	element('fact-model', HTMLElement).textContent = `${manifest.title}: ${clips.join(', ')} at ${manifest.fps} frames per second`;
+	element('description', HTMLElement).textContent =
+		manifest.description || element('description', HTMLElement).textContent;
+	const clips = manifest.sizes.map(
+		({ width, height, frames }) => `${width} × ${height} for ${seconds((frames / manifest.fps) * 1000)}`,
+	);
+	element('fact-model', HTMLElement).textContent =
+		`${manifest.title}: ${clips.join(', ')} at ${manifest.fps} frames per second`;
 	showSizes(manifest);
-	element('fact-download', HTMLElement).textContent = stored ? `${megabytes(manifest.totalBytes)}, kept on this device` : `${megabytes(manifest.totalBytes)}, once`;
+	element('fact-download', HTMLElement).textContent = stored
+		? `${megabytes(manifest.totalBytes)}, kept on this device`
+		: `${megabytes(manifest.totalBytes)}, once`;
 	const adapter = probe?.adapter ? ` (${probe.adapter}${probe.software ? ', emulated' : ''})` : '';
-	element('fact-device', HTMLElement).textContent = used === 'webgpu' ? `GPU${adapter}` : `CPU${probe?.problem === undefined && adapter ? `; the GPU${adapter} is slower` : ''}`;
+	element('fact-device', HTMLElement).textContent =
+		used === 'webgpu'
+			? `GPU${adapter}`
+			: `CPU${probe?.problem === undefined && adapter ? `; the GPU${adapter} is slower` : ''}`;
 	put('consent', consent(manifest.totalBytes, __ENGINE_BYTES__, stored));
 	showNeeds(available);
 	put('device-notice', deviceNotice(probe, used, forced));
@@ -137,7 +155,10 @@ function showAvailability(available: Availability): void {
 /** What the chosen clip needs: by the manifest, or by the engine once that is there. */
 function showNeeds({ manifest, device: used, stored }: Availability, plan?: ClipPlan): void {
 	const chosen = { ...manifest.sizes[0], ...sizeOf(size.value) };
-	put('needs', needs(stored || video.loaded ? 0 : manifest.totalBytes, plan?.memory ?? memoryOf(manifest, chosen, used)));
+	put(
+		'needs',
+		needs(stored || video.loaded ? 0 : manifest.totalBytes, plan?.memory ?? memoryOf(manifest, chosen, used)),
+	);
 }
 
 /** A choice where there is one; what was chosen stays chosen as long as the model offers it. */
@@ -147,13 +168,18 @@ function showSizes({ sizes, fps }: ModelManifest): void {
 		several ? `${width} × ${height}, ${seconds((frames / fps) * 1000)}` : `${width} × ${height}`;
 	const asked = sizeOf(video.getAttribute('size'));
 	const fits = (offered: ClipSize) =>
-		asked.width === offered.width && asked.height === offered.height && (asked.frames ?? offered.frames) === offered.frames;
+		asked.width === offered.width &&
+		asked.height === offered.height &&
+		(asked.frames ?? offered.frames) === offered.frames;
 	const found = sizes.findIndex(fits);
 	size.replaceChildren(...sizes.map((each) => new Option(name(each), `${each.width}x${each.height}x${each.frames}`)));
 	size.selectedIndex = Math.max(found, 0);
 	element('size-field', HTMLElement).hidden = sizes.length < 2;
 	const refused = asked.width !== undefined && found < 0;
-	put('size-notice', refused ? `This model does not make ${video.getAttribute('size')}; it will be ${name(sizes[0])}.` : undefined);
+	put(
+		'size-notice',
+		refused ? `This model does not make ${video.getAttribute('size')}; it will be ${name(sizes[0])}.` : undefined,
+	);
 	video.setAttribute('size', size.value);
 }
 
@@ -184,7 +210,12 @@ async function start(): Promise<void> {
 	words.hidden = true;
 	video.setAttribute('prompt', prompt.value);
 	video.setAttribute('seed', seed.value);
-	showProgress({ value: 0, stage: video.loaded ? 'text' : 'engine', text: video.loaded ? STAGES.text : STAGES.engine, remaining: undefined });
+	showProgress({
+		value: 0,
+		stage: video.loaded ? 'text' : 'engine',
+		text: video.loaded ? STAGES.text : STAGES.engine,
+		remaining: undefined,
+	});
 	panel(running);
 	cancel.focus({ preventScroll: true });
 	const calm = matchMedia('(prefers-reduced-motion: reduce)').matches;
@@ -227,7 +258,8 @@ function showResult(result: VideoResult): void {
 	save.href = URL.createObjectURL(result.blob);
 	save.download = `kinora-${result.seed}${result.extension}`;
 	const length = (result.frames.length / result.fps) * 1000;
-	element('caption', HTMLElement).textContent = `AI-generated · ${seconds(length)} · ${result.width} × ${result.height} · seed ${result.seed}`;
+	element('caption', HTMLElement).textContent =
+		`AI-generated · ${seconds(length)} · ${result.width} × ${result.height} · seed ${result.seed}`;
 	loop.setAttribute('aria-pressed', String(video.video.loop));
 	const parts: [string, number][] = [
 		['engine', timings.engine],
@@ -248,7 +280,8 @@ function showResult(result: VideoResult): void {
 		void showKept();
 	}
 	const { device: used, adapter, software } = result.engine;
-	element('fact-device', HTMLElement).textContent = used === 'webgpu' ? `GPU (${adapter}${software ? ', emulated' : ''})` : 'CPU';
+	element('fact-device', HTMLElement).textContent =
+		used === 'webgpu' ? `GPU (${adapter}${software ? ', emulated' : ''})` : 'CPU';
 	labelPlay();
 	hand(player, play);
 	say(`The video is ready: ${seconds(length)}, seed ${result.seed}.`);
@@ -341,10 +374,16 @@ function listen(): void {
 	on('progress', showProgress);
 	on('notice', (detail) => {
 		if ('unknownWords' in detail) {
-			put('words', `The model has never seen ${quoted(detail.unknownWords)} and may draw something else there. The words it knows are listed at the end of the page.`);
+			put(
+				'words',
+				`The model has never seen ${quoted(detail.unknownWords)} and may draw something else there. The words it knows are listed at the end of the page.`,
+			);
 			say(words.textContent ?? '');
 		} else if ('plan' in detail) {
-			void video.availability().then((available) => showNeeds(available, detail.plan), () => undefined);
+			void video.availability().then(
+				(available) => showNeeds(available, detail.plan),
+				() => undefined,
+			);
 		} else {
 			put('words', 'The graphics device was reset. Starting this video again.');
 		}
@@ -358,7 +397,14 @@ function listen(): void {
 function applyAddress(): void {
 	const query = new URLSearchParams(location.search);
 	const model = query.get('model');
-	video.setAttribute('src', model === null ? 'model/manifest.json' : model.endsWith('.json') ? model : `${model.replace(/\/$/, '')}/manifest.json`);
+	video.setAttribute(
+		'src',
+		model === null
+			? 'model/manifest.json'
+			: model.endsWith('.json')
+				? model
+				: `${model.replace(/\/$/, '')}/manifest.json`,
+	);
 	device.value = ['webgpu', 'cpu'].includes(query.get('device') ?? '') ? (query.get('device') as string) : 'auto';
 	video.setAttribute('device', device.value);
 	if (query.get('limits') === 'default') {

@@ -199,6 +199,9 @@ export function parseManifest(json: string): ModelManifest {
 		features: strings('features' in requires ? list(requires, 'features') : []),
 		needs: clipNeeds(requires),
 		memoryBytes: Number.isSafeInteger(requires['memory_bytes']) ? Number(requires['memory_bytes']) : 0,
-		totalBytes: firstShards.reduce((sum, shard) => sum + shard.bytes, (encoderHosted ? tokenizer.bytes : 0) + (promptPack?.bytes ?? 0)),
+		totalBytes: firstShards.reduce(
+			(sum, shard) => sum + shard.bytes,
+			(encoderHosted ? tokenizer.bytes : 0) + (promptPack?.bytes ?? 0),
+		),
 	};
 }

@@ -37,24 +37,75 @@ export const CPU_COST = 'The video is as good, but it takes more time: from a fe
 
 const FIXED: Readonly<Partial<Record<ErrorCode, Explanation>>> = {
 	'empty-prompt': { text: 'There is nothing to draw yet. Describe a scene in a few words.', action: 'edit' },
-	'prompt-too-long': { text: 'That is more than the model can read. Shorten the prompt to a sentence or two.', action: 'edit' },
-	'unsupported-size': { text: 'The model cannot make a video of this size. Reload the page to go back to its own size.', action: 'reload' },
-	'unsupported-webgpu': { text: `This browser does not offer WebGPU. The CPU can do the work. ${CPU_COST}`, action: 'cpu' },
+	'prompt-too-long': {
+		text: 'That is more than the model can read. Shorten the prompt to a sentence or two.',
+		action: 'edit',
+	},
+	'unsupported-size': {
+		text: 'The model cannot make a video of this size. Reload the page to go back to its own size.',
+		action: 'reload',
+	},
+	'unsupported-webgpu': {
+		text: `This browser does not offer WebGPU. The CPU can do the work. ${CPU_COST}`,
+		action: 'cpu',
+	},
 	'no-adapter': { text: `No usable graphics adapter was found. The CPU can do the work. ${CPU_COST}`, action: 'cpu' },
-	'adapter-timeout': { text: `The graphics driver did not answer within five seconds. The CPU can do the work. ${CPU_COST}`, action: 'cpu' },
-	'unsupported-feature': { text: `This graphics adapter lacks something the engine needs. The CPU can do the work. ${CPU_COST}`, action: 'cpu' },
-	'device-lost': { text: `The graphics device was reset while working. Use the CPU to be safe from that. ${CPU_COST}`, action: 'cpu' },
-	'out-of-memory': { text: `The graphics device ran out of memory. Close other tabs and reload, or use the CPU. ${CPU_COST}`, action: 'cpu' },
-	'prompt-pack': { text: 'The prepared prompts do not belong to this model. Try again; if it stays so, the site has to repair it.', action: 'retry' },
-	storage: { text: 'The browser does not keep the text encoder, and it is too large to be held in memory. Free some space, or leave the private window, and try again.', action: 'retry' },
-	network: { text: 'The model could not be downloaded. Check the connection and try again; what has arrived is kept.', action: 'retry' },
-	integrity: { text: 'A file of the model arrived damaged and was thrown away. Try again to fetch it anew.', action: 'retry' },
-	manifest: { text: 'The description of the model is damaged. Try again; if it stays so, the site has to repair it.', action: 'retry' },
-	tensor: { text: 'The model does not fit this version of the engine. Reload the page to fetch both anew.', action: 'reload' },
-	tokenizer: { text: 'The word list of the model is damaged. Try again; if it stays so, the site has to repair it.', action: 'retry' },
-	lora: { text: 'A LoRA chosen for this page does not fit its model. Try again; if it stays so, the site has to repair it.', action: 'retry' },
-	wasm: { text: 'A part of the page could not be started in this browser. Reload the page, or use a current version of the browser.', action: 'reload' },
-	encode: { text: 'This browser has no working video encoder, so there is no video. Update it or use another one.', action: 'retry' },
+	'adapter-timeout': {
+		text: `The graphics driver did not answer within five seconds. The CPU can do the work. ${CPU_COST}`,
+		action: 'cpu',
+	},
+	'unsupported-feature': {
+		text: `This graphics adapter lacks something the engine needs. The CPU can do the work. ${CPU_COST}`,
+		action: 'cpu',
+	},
+	'device-lost': {
+		text: `The graphics device was reset while working. Use the CPU to be safe from that. ${CPU_COST}`,
+		action: 'cpu',
+	},
+	'out-of-memory': {
+		text: `The graphics device ran out of memory. Close other tabs and reload, or use the CPU. ${CPU_COST}`,
+		action: 'cpu',
+	},
+	'prompt-pack': {
+		text: 'The prepared prompts do not belong to this model. Try again; if it stays so, the site has to repair it.',
+		action: 'retry',
+	},
+	storage: {
+		text: 'The browser does not keep the text encoder, and it is too large to be held in memory. Free some space, or leave the private window, and try again.',
+		action: 'retry',
+	},
+	network: {
+		text: 'The model could not be downloaded. Check the connection and try again; what has arrived is kept.',
+		action: 'retry',
+	},
+	integrity: {
+		text: 'A file of the model arrived damaged and was thrown away. Try again to fetch it anew.',
+		action: 'retry',
+	},
+	manifest: {
+		text: 'The description of the model is damaged. Try again; if it stays so, the site has to repair it.',
+		action: 'retry',
+	},
+	tensor: {
+		text: 'The model does not fit this version of the engine. Reload the page to fetch both anew.',
+		action: 'reload',
+	},
+	tokenizer: {
+		text: 'The word list of the model is damaged. Try again; if it stays so, the site has to repair it.',
+		action: 'retry',
+	},
+	lora: {
+		text: 'A LoRA chosen for this page does not fit its model. Try again; if it stays so, the site has to repair it.',
+		action: 'retry',
+	},
+	wasm: {
+		text: 'A part of the page could not be started in this browser. Reload the page, or use a current version of the browser.',
+		action: 'reload',
+	},
+	encode: {
+		text: 'This browser has no working video encoder, so there is no video. Update it or use another one.',
+		action: 'retry',
+	},
 	busy: { text: 'A video is being made already. Wait for it, or cancel it first.', action: 'retry' },
 	internal: { text: 'The engine stopped unexpectedly and has been restarted. Try again.', action: 'retry' },
 	'invalid-request': { text: 'The seed has to be a whole number from 0 up. Change it and try again.', action: 'retry' },
@@ -63,8 +114,14 @@ const FIXED: Readonly<Partial<Record<ErrorCode, Explanation>>> = {
 export function explain(error: KinoraError, device: Device): Explanation {
 	if (error.code === 'numeric') {
 		return device === 'webgpu'
-			? { text: `This graphics device computes wrong results, so its pictures would be wrong too. Use the CPU. ${CPU_COST}`, action: 'cpu' }
-			: { text: 'A check of the results failed, so no video was made. Reload the page and try again.', action: 'reload' };
+			? {
+					text: `This graphics device computes wrong results, so its pictures would be wrong too. Use the CPU. ${CPU_COST}`,
+					action: 'cpu',
+				}
+			: {
+					text: 'A check of the results failed, so no video was made. Reload the page and try again.',
+					action: 'reload',
+				};
 	}
 	if (error.code === 'unknown-prompt' || error.code === 'pruned-prompt') {
 		// The engine's sentence names the prompts there are, or the words that are not there.
@@ -72,7 +129,10 @@ export function explain(error: KinoraError, device: Device): Explanation {
 	}
 	if (error.code === 'too-large') {
 		// The engine's sentence says what is needed, what there is, and which clip would do.
-		return { text: error.message, action: error.message.includes('No other clip') && device === 'webgpu' ? 'cpu' : 'size' };
+		return {
+			text: error.message,
+			action: error.message.includes('No other clip') && device === 'webgpu' ? 'cpu' : 'size',
+		};
 	}
 	const fixed = FIXED[error.code];
 	if (fixed === undefined) {

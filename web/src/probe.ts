@@ -16,7 +16,8 @@ export interface ProbeReport {
 	/** The adapter is emulated on the CPU. */
 	software: boolean;
 	/** Why WebGPU cannot be used at all; undefined when it can. */
-	problem: Extract<ErrorCode, 'unsupported-webgpu' | 'no-adapter' | 'adapter-timeout' | 'unsupported-feature'> | undefined;
+	problem:
+		Extract<ErrorCode, 'unsupported-webgpu' | 'no-adapter' | 'adapter-timeout' | 'unsupported-feature'> | undefined;
 	/** The features that are missing, when that is the problem. */
 	missing: string[];
 }
@@ -29,7 +30,11 @@ export function secureContext(): boolean {
 const SOFTWARE = /swiftshader|llvmpipe|lavapipe|softpipe|basic render|software/i;
 
 function describe(info: GPUAdapterInfo): string {
-	return info.description || [info.vendor, info.architecture, info.device].filter((part) => part !== '').join(' ') || 'unnamed adapter';
+	return (
+		info.description ||
+		[info.vendor, info.architecture, info.device].filter((part) => part !== '').join(' ') ||
+		'unnamed adapter'
+	);
 }
 
 export function withoutGpu(problem: ProbeReport['problem'], adapter?: string, missing: string[] = []): ProbeReport {

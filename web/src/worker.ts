@@ -45,7 +45,11 @@ let running: AbortController | undefined;
 
 type Emit<Name extends CallName> = (event: Calls[Name]['event'], transfer?: Transferable[]) => void;
 type Handlers = {
-	[Name in CallName]: (input: Calls[Name]['arguments'], emit: Emit<Name>, signal: AbortSignal) => Promise<Calls[Name]['result']>;
+	[Name in CallName]: (
+		input: Calls[Name]['arguments'],
+		emit: Emit<Name>,
+		signal: AbortSignal,
+	) => Promise<Calls[Name]['result']>;
 };
 
 /** Lets queued messages in, `cancel` among them. A message, unlike a timer, is not slowed down in a hidden tab. */
@@ -87,7 +91,10 @@ async function importAfterFetching(script: string, signal: AbortSignal): Promise
 	return (await import(script)) as EngineModule;
 }
 
-async function importEngine(signal: AbortSignal, onProgress: (loaded: number, total: number) => void): Promise<EngineModule> {
+async function importEngine(
+	signal: AbortSignal,
+	onProgress: (loaded: number, total: number) => void,
+): Promise<EngineModule> {
 	const script = new URL(`engine/kinora.js?v=${__BUILD__}`, import.meta.url).href;
 	const binary = new URL(`engine/kinora_bg.wasm?v=${__BUILD__}`, import.meta.url).href;
 	try {
@@ -136,7 +143,11 @@ function textEncoderPlan(manifest: ModelManifest, input: OpenArguments): TextEnc
 	return packed || manifest.encoderBytes >= STREAMED_FROM ? 'streamed' : 'resident';
 }
 
-async function fetchPromptPack(manifest: ModelManifest, input: OpenArguments, signal: AbortSignal): Promise<Pick<EngineOptions, 'promptPack' | 'promptPackNamed'>> {
+async function fetchPromptPack(
+	manifest: ModelManifest,
+	input: OpenArguments,
+	signal: AbortSignal,
+): Promise<Pick<EngineOptions, 'promptPack' | 'promptPackNamed'>> {
 	if (input.promptPackUrl !== undefined) {
 		return { promptPack: await download(input.promptPackUrl, { signal }) };
 	}
@@ -157,7 +168,9 @@ async function readShard(index: number): Promise<Uint8Array> {
 	const shard = manifest.shards[index];
 	const kept = shard && (await (await ShardStore.open()).get(shard));
 	if (kept === undefined) {
-		const failure = new KinoraError('storage', 'A part of the text encoder is no longer stored on this device.', { retryable: true });
+		const failure = new KinoraError('storage', 'A part of the text encoder is no longer stored on this device.', {
+			retryable: true,
+		});
 		Object.assign(current(), { failure, encoderStored: false });
 		throw failure;
 	}
@@ -177,15 +190,33 @@ const handlers: Handlers = {
 		});
 		const { Engine } = await module;
 		const textEncoder = textEncoderPlan(manifest, input);
-		const tokenizer = textEncoder === 'absent' ? undefined : await downloadText(new URL(manifest.tokenizer.path, input.manifestUrl).href, { signal });
+		const tokenizer =
+			textEncoder === 'absent'
+				? undefined
+				: await downloadText(new URL(manifest.tokenizer.path, input.manifestUrl).href, { signal });
 		const prompts = await fetchPromptPack(manifest, input, signal);
 		const fetched = performance.now();
 		opened?.engine.free();
 		opened = undefined;
 		const { device: wanted, strictLimits } = input;
-		const engine = await Engine.create(input.manifest, tokenizer, { device: wanted, strictLimits, textEncoder, readShard, ...prompts });
+		const engine = await Engine.create(input.manifest, tokenizer, {
+			device: wanted,
+			strictLimits,
+			textEncoder,
+			readShard,
+			...prompts,
+		});
 		const loras = new Loras(engine);
-		opened = { engine, loras, manifest, base: input.manifestUrl, ready: false, textEncoder, encoderStored: false, failure: undefined };
+		opened = {
+			engine,
+			loras,
+			manifest,
+			base: input.manifestUrl,
+			ready: false,
+			textEncoder,
+			encoderStored: false,
+			failure: undefined,
+		};
 		const { device, adapter, software, engine: version } = engine.info;
 		return {
 			info: { device, adapter, software, engine: version },
@@ -225,7 +256,10 @@ const handlers: Handlers = {
 			},
 		});
 		if (storing && !report.stored) {
-			throw new KinoraError('storage', 'The browser refuses to store the text encoder, which is too large to be held in memory.');
+			throw new KinoraError(
+				'storage',
+				'The browser refuses to store the text encoder, which is too large to be held in memory.',
+			);
 		}
 		current().encoderStored ||= storing;
 		const encoder = textEncoder === 'resident' || current().encoderStored;
@@ -267,7 +301,12 @@ const handlers: Handlers = {
 	},
 };
 
-async function run(generation: Generation, emit: Emit<'generate'>, signal: AbortSignal, text: number): Promise<Calls['generate']['result']> {
+async function run(
+	generation: Generation,
+	emit: Emit<'generate'>,
+	signal: AbortSignal,
+	text: number,
+): Promise<Calls['generate']['result']> {
 	const { width, height, frames, fps, steps } = generation;
 	const timings = { text, steps: [] as number[], preview: 0, decode: 0 };
 	const time = async <Value>(work: Promise<Value>): Promise<[Value, number]> => {
@@ -318,14 +357,26 @@ async function run(generation: Generation, emit: Emit<'generate'>, signal: Abort
 async function answer(message: Exclude<ToWorker, { call: 'cancel' }>): Promise<void> {
 	const { id, call } = message;
 	if (running) {
-		scope.postMessage({ id, type: 'error', error: toWire(new KinoraError('busy', 'Another call is still running.', { retryable: true })) });
+		scope.postMessage({
+			id,
+			type: 'error',
+			error: toWire(new KinoraError('busy', 'Another call is still running.', { retryable: true })),
+		});
 		return;
 	}
 	const controller = new AbortController();
 	running = controller;
 	try {
-		const handler = handlers[call] as (input: unknown, emit: Emit<CallName>, signal: AbortSignal) => Promise<Calls[CallName]['result']>;
-		const result = await handler(message.arguments, (event, transfer = []) => scope.postMessage({ id, type: 'event', event }, transfer), controller.signal);
+		const handler = handlers[call] as (
+			input: unknown,
+			emit: Emit<CallName>,
+			signal: AbortSignal,
+		) => Promise<Calls[CallName]['result']>;
+		const result = await handler(
+			message.arguments,
+			(event, transfer = []) => scope.postMessage({ id, type: 'event', event }, transfer),
+			controller.signal,
+		);
 		running = undefined;
 		scope.postMessage({ id, type: 'done', result });
 	} catch (error) {
@@ -347,5 +398,7 @@ scope.addEventListener('message', ({ data }) => {
 });
 // A trap inside an asynchronous engine call never settles its promise; it only shows up here.
 scope.addEventListener('error', (event) => scope.postMessage({ type: 'crash', message: event.message }));
-scope.addEventListener('unhandledrejection', (event) => scope.postMessage({ type: 'crash', message: String(event.reason) }));
+scope.addEventListener('unhandledrejection', (event) =>
+	scope.postMessage({ type: 'crash', message: String(event.reason) }),
+);
 scope.postMessage({ type: 'ready' });
