@@ -23,8 +23,8 @@ def read_json(path):
 def manifest(work, source, tokenizer, sigmas, shift, tensors):
     video = presets.VIDEO
     pixels = max(width * height for width, height in map(presets.padded, video["sizes"]))
-    facts = {name: read_json(work / f"{name}.json")
-             for name in ("autoencoder", "decoder", "teacher", source)}
+    facts = {name: read_json(work / f"{name}.json") for name in ("autoencoder", "decoder", "teacher", source)}
+    facts = {name: part for name, part in facts.items() if part}  # of the stages that there were
     for part in facts.values():
         for curve in ("log", "loss"):  # kept in reports/, too long for a manifest
             part.pop(curve, None)

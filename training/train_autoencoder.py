@@ -37,8 +37,9 @@ def gradients(x):
 
 def reconstruction_loss(out, target):
     """L1, L2, the L1 of gradients in space and time and of mean colours; small objects count more than wide skies, or
-    come last."""
-    weight = 1.0 + 4.0 * salience(target).unsqueeze(-3)
+    come last. So does the place where one has just been or is about to be, or fast ones leave trails."""
+    seen = F.max_pool3d(salience(target).unsqueeze(1), (3, 1, 1), stride=1, padding=(1, 0, 0)).squeeze(1)
+    weight = 1.0 + 4.0 * seen.unsqueeze(-3)
     weight = weight / weight.mean()
     loss = ((out - target).abs() * weight).mean() + 2.0 * ((out - target).square() * weight).mean()
     for a, b in zip(gradients(out), gradients(target)):

@@ -6,7 +6,7 @@ use crate::compute::{Compute, Kind};
 use crate::decode::taehv::Taehv;
 use crate::denoise::cache::KvCache;
 use crate::denoise::sampler::{Sampler, guided};
-use crate::denoise::wan::{TextContext, Wan};
+use crate::denoise::wan::{Input, TextContext, Wan};
 use crate::error::{Error, Result};
 use crate::generation::Generation;
 use crate::gpu::{self, GpuOptions};
@@ -406,12 +406,13 @@ impl Engine {
         let config = &self.manifest.sampler;
         let timesteps = vec![(sampler.sigma(index) * config.timestep_scale) as f32; shape[1]];
         let (denoiser, compute) = (&self.denoiser, &self.compute);
+        let input = Input { latents, shape, timesteps: &timesteps, text: &text.captioned };
         let mut velocity = match past {
-            None => denoiser.velocity(compute, latents, shape, &timesteps, &text.captioned).await?,
-            Some(past) => denoiser.velocity_after(compute, latents, shape, &timesteps, &text.captioned, past).await?,
+            None => denoiser.velocity(compute, input).await?,
+            Some(past) => denoiser.velocity_after(compute, input, past).await?,
         };
         if let Some(free) = &text.free {
-            let without = denoiser.velocity(compute, latents, shape, &timesteps, free).await?;
+            let without = denoiser.velocity(compute, Input { text: free, ..input }).await?;
             velocity = guided(&velocity, &without, config.guidance);
         }
         if let Some(bad) = velocity.iter().position(|v| !v.is_finite()) {

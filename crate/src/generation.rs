@@ -6,6 +6,7 @@ use std::rc::Rc;
 use crate::decode::taehv::{DecoderState, Frame, latent_frame};
 use crate::denoise::cache::KvCache;
 use crate::denoise::sampler::Sampler;
+use crate::denoise::wan::Input;
 use crate::engine::{Conditions, Engine};
 use crate::error::{Error, Result};
 use crate::frames::{cut, to_rgba};
@@ -207,9 +208,9 @@ impl Generation {
         let config = &self.engine.manifest.sampler;
         if let (Some(causal), Some(past)) = (&config.causal, &mut self.past) {
             let timesteps = vec![causal.context_timestep as f32; self.chunk.shape[1]];
-            let (compute, text) = (&self.engine.compute, &self.text.captioned);
-            let (latents, shape) = (&self.chunk.latents, self.chunk.shape);
-            self.engine.denoiser.remember(compute, latents, shape, &timesteps, text, past).await?;
+            let Chunk { latents, shape, .. } = &self.chunk;
+            let input = Input { latents, shape: *shape, timesteps: &timesteps, text: &self.text.captioned };
+            self.engine.denoiser.remember(&self.engine.compute, input, past).await?;
         }
         self.before += self.chunk.shape[1];
         self.steps_before += self.chunk.done;

@@ -17,6 +17,7 @@ use std::str::FromStr;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use crate::decode::taehv::latent_frame;
+use crate::denoise::wan::Input;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 
@@ -90,7 +91,8 @@ pub async fn run_stage(engine: &Engine, stage: Stage, input: &[u8]) -> Result<Ve
             let (timesteps, _) = inputs.floats::<1>("timesteps")?;
             let (text, _) = inputs.floats::<2>("text")?;
             let context = engine.denoiser.text_context(compute, text, engine.manifest.text_encoder.max_tokens)?;
-            let velocity = engine.denoiser.velocity(compute, &latents, shape, &timesteps, &context).await?;
+            let input = Input { latents: &latents, shape, timesteps: &timesteps, text: &context };
+            let velocity = engine.denoiser.velocity(compute, input).await?;
             output("velocity", &shape, &velocity)
         }
         Stage::Sample => {

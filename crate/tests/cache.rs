@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use common::{TempDir, floats, goldens};
 use kinora::decode::taehv::{frames_inward, latent_frame};
+use kinora::denoise::wan::Input;
 use kinora::engine::{DeviceChoice, Engine, GenerateRequest, wait};
 use kinora::model::cache::CacheFormat;
 use kinora::model::manifest::{CausalConfig, DType};
@@ -48,13 +49,11 @@ fn last_velocity(engine: &Engine, case: &str, config: &CausalConfig) -> (Vec<f32
     let mut past = engine.denoiser.cache(config, shape);
     assert_eq!(past.bytes(), 0);
     for first in (0..frames - chunk).step_by(chunk) {
-        wait(engine.denoiser.remember(compute, &part(first), shape, &vec![0.0; chunk], &text, &mut past))
-            .expect("remembers");
+        let input = Input { latents: &part(first), shape, timesteps: &vec![0.0; chunk], text: &text };
+        wait(engine.denoiser.remember(compute, input, &mut past)).expect("remembers");
     }
-    let timesteps = vec![640.0; chunk];
-    let last = part(frames - chunk);
-    let velocity = engine.denoiser.velocity_after(compute, &last, shape, &timesteps, &text, &past);
-    (wait(velocity).expect("runs"), past.bytes())
+    let last = Input { latents: &part(frames - chunk), shape, timesteps: &vec![640.0; chunk], text: &text };
+    (wait(engine.denoiser.velocity_after(compute, last, &past)).expect("runs"), past.bytes())
 }
 
 /// With all frames held, and with a sink and a window that some have left.

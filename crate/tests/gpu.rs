@@ -5,22 +5,57 @@ mod loras;
 mod writers;
 
 use common::goldens;
+use kinora::compute::Compute;
 use kinora::engine::{DeviceChoice, Engine, wait};
 use kinora::error::Error;
 use kinora::gpu::{self, GpuOptions};
+use kinora::model::manifest::DType;
+use kinora::model::shards::RawTensor;
+use kinora::ops::Conv;
 use kinora::selftest;
+
+/// A GPU with no more than the guaranteed limits, if there is one.
+fn strict() -> Option<Compute> {
+    match wait(gpu::open(GpuOptions { strict_limits: true, ..GpuOptions::default() })) {
+        Ok(compute) => {
+            println!("adapter: {}", compute.adapter);
+            Some(compute)
+        }
+        Err(Error::NoAdapter(why)) => {
+            println!("skipped: no graphics adapter here ({why})");
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// A picture of 4098 x 4096 takes more workgroups than a device has to allow in a row, 65,535.
+#[test]
+fn a_convolution_of_a_huge_picture_reaches_its_last_row() {
+    let Some(compute) = strict() else { return };
+    let raw = |value: f32, shape: &[usize]| RawTensor {
+        name: "constant".into(),
+        dtype: DType::F32,
+        shape: shape.to_vec(),
+        group: None,
+        bytes: value.to_le_bytes().to_vec(),
+    };
+    let conv = Conv::new(&compute, &raw(2.0, &[1, 1, 1, 1]), Some(&raw(1.0, &[1])), 1).expect("a convolution");
+    let (height, width) = (2049, 2048);
+    let values: Vec<f32> = (0..height * width).map(|at| (at % 1009) as f32).collect();
+    let x = compute.tensor(values.clone(), [1, 1, height, width]);
+    let out = wait(compute.read(conv.forward(&compute, x, None, None, true, false))).expect("runs");
+    assert_eq!(out.len(), 4 * values.len());
+    let wrong = out.iter().enumerate().find(|&(at, &value)| {
+        let (y, x) = (at / (2 * width), at % (2 * width));
+        value != 2.0 * values[y / 2 * width + x / 2] + 1.0
+    });
+    assert_eq!(wrong, None);
+}
 
 #[test]
 fn kernels_agree_with_the_cpu_and_stages_with_pytorch() {
-    let compute = match wait(gpu::open(GpuOptions { strict_limits: true, ..GpuOptions::default() })) {
-        Ok(compute) => compute,
-        Err(Error::NoAdapter(why)) => {
-            println!("skipped: no graphics adapter here ({why})");
-            return;
-        }
-        Err(error) => panic!("{error}"),
-    };
-    println!("adapter: {}", compute.adapter);
+    let Some(compute) = strict() else { return };
     for check in wait(selftest::run(&compute)).expect("the device computes right") {
         println!("{}: {:.1e}", check.name, check.error);
     }

@@ -9,6 +9,7 @@ use std::rc::Rc;
 
 use common::{TempDir, floats, golden_stage, goldens};
 use kinora::decode::taehv::{frames_inward, latent_frame};
+use kinora::denoise::wan::Input;
 use kinora::engine::{DeviceChoice, Engine, GenerateRequest, wait};
 use kinora::model::manifest::{CausalConfig, DType};
 use kinora::pack::{Export, PackOptions, pack};
@@ -134,21 +135,18 @@ fn chunks_with_a_cache_match_a_masked_pass_in_pytorch() {
         };
         let mut past = engine.denoiser.cache(&config, shape);
         for first in (0..frames - chunk).step_by(chunk) {
-            let context = vec![0.0; chunk];
-            wait(engine.denoiser.remember(compute, &part(first), shape, &context, &text, &mut past))
-                .expect("remembers");
+            let input = Input { latents: &part(first), shape, timesteps: &vec![0.0; chunk], text: &text };
+            wait(engine.denoiser.remember(compute, input, &mut past)).expect("remembers");
         }
         assert_eq!((past.position(), past.held()), (frames - chunk, (frames - chunk).min(sink + window)));
-        let timesteps = vec![640.0; chunk];
-        let latents = part(frames - chunk);
-        let got =
-            wait(engine.denoiser.velocity_after(compute, &latents, shape, &timesteps, &text, &past)).expect("runs");
+        let last = Input { latents: &part(frames - chunk), shape, timesteps: &vec![640.0; chunk], text: &text };
+        let got = wait(engine.denoiser.velocity_after(compute, last, &past)).expect("runs");
         let want = read(&format!("{case}.out.velocity"));
         let error = relative_error(&got, &want);
         println!("{case}: relative error {error:.2e}");
         assert!(error < TOLERANCE, "{case}: relative error {error:.2e}");
         // Without its past the chunk is another one.
-        let alone = wait(engine.denoiser.velocity(compute, &latents, shape, &timesteps, &text)).expect("runs");
+        let alone = wait(engine.denoiser.velocity(compute, last)).expect("runs");
         assert!(relative_error(&alone, &want) > 1e-2, "{case} does not depend on the past");
     }
 }

@@ -3,8 +3,9 @@
     python -m training.judge.change model-shards [--clips 16]
 
 For rolling, bouncing and falling objects before a camera that stands still, whose true areas hardly change: the mean
-change as a share of the area, the median over the clips, for renders and for a packed model. First and last frames are
-left out, where objects enter and leave.
+change as a share of the area, the median over the clips, for renders, for renders that went through the model's
+autoencoder, which tells its share of the blame, and for the packed model. First and last frames are left out, where
+objects enter and leave.
 """
 
 import argparse
@@ -28,7 +29,8 @@ def main():
     parser.add_argument("--clips", type=int, default=16, help="of each kind of motion")
     args = parser.parse_args()
     tokenizer = tokenizers.load(args.model)
-    judged = [sources.Renders(), sources.packed(args.model, tokenizer, "cpu")]
+    packed = sources.packed(args.model, tokenizer, "cpu")
+    judged = [sources.Renders(), sources.Reconstructions(packed.autoencoder), packed]
     for kind in worlds.SHOWN:
         described, prompts = zip(*worlds.measured_scenes(kind, args.clips, random.Random(f"change-{kind}")))
         for source in judged:

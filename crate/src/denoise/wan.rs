@@ -55,6 +55,17 @@ pub struct TextContext {
     blocks: Vec<(Tensor<2>, Tensor<2>)>,
 }
 
+/// What a pass through the transformer is given.
+#[derive(Clone, Copy)]
+pub struct Input<'a> {
+    /// `[C, F, H, W]`, as `shape` says.
+    pub latents: &'a [f32],
+    pub shape: [usize; 4],
+    /// One for every latent frame, 0 to 1000.
+    pub timesteps: &'a [f32],
+    pub text: &'a TextContext,
+}
+
 /// Transformer weights on a device.
 pub struct Wan {
     config: TransformerConfig,
@@ -137,44 +148,21 @@ impl Wan {
         Ok(TextContext { blocks })
     }
 
-    /// Velocity of latents `[C, F, H, W]` at one timestep (0 to 1000) per latent frame.
-    pub async fn velocity(
-        &self,
-        compute: &Compute,
-        latents: &[f32],
-        shape: [usize; 4],
-        timesteps: &[f32],
-        text: &TextContext,
-    ) -> Result<Vec<f32>> {
-        self.run(compute, latents, shape, timesteps, text, None, None).await
+    /// Velocity `[C, F, H, W]` of latents.
+    pub async fn velocity(&self, compute: &Compute, input: Input<'_>) -> Result<Vec<f32>> {
+        self.run(compute, input, None, None).await
     }
 
     /// Velocity of a chunk that follows the frames in `past`.
-    pub async fn velocity_after(
-        &self,
-        compute: &Compute,
-        latents: &[f32],
-        shape: [usize; 4],
-        timesteps: &[f32],
-        text: &TextContext,
-        past: &KvCache,
-    ) -> Result<Vec<f32>> {
-        self.run(compute, latents, shape, timesteps, text, Some(past), None).await
+    pub async fn velocity_after(&self, compute: &Compute, input: Input<'_>, past: &KvCache) -> Result<Vec<f32>> {
+        self.run(compute, input, Some(past), None).await
     }
 
     /// Adds a finished chunk to `past`, at the timesteps that the model was trained to be shown context at.
-    pub async fn remember(
-        &self,
-        compute: &Compute,
-        latents: &[f32],
-        shape: [usize; 4],
-        timesteps: &[f32],
-        text: &TextContext,
-        past: &mut KvCache,
-    ) -> Result<()> {
+    pub async fn remember(&self, compute: &Compute, input: Input<'_>, past: &mut KvCache) -> Result<()> {
         let mut chunk = Vec::with_capacity(self.blocks.len());
-        self.run(compute, latents, shape, timesteps, text, Some(&*past), Some(&mut chunk)).await?;
-        past.add(chunk, shape[1] / self.config.patch_size[0]);
+        self.run(compute, input, Some(&*past), Some(&mut chunk)).await?;
+        past.add(chunk, input.shape[1] / self.config.patch_size[0]);
         Ok(())
     }
 
@@ -184,19 +172,16 @@ impl Wan {
         KvCache::new(config, &self.config, (shape[2] / ph) * (shape[3] / pw))
     }
 
-    #[allow(clippy::too_many_arguments, reason = "the three ways to run it differ in the last two")]
     async fn run(
         &self,
         compute: &Compute,
-        latents: &[f32],
-        shape: [usize; 4],
-        timesteps: &[f32],
-        text: &TextContext,
+        input: Input<'_>,
         past: Option<&KvCache>,
         mut kept: Option<&mut Vec<Kept>>,
     ) -> Result<Vec<f32>> {
         let start = past.map_or(0, KvCache::position);
-        self.check(latents, shape, timesteps, start)?;
+        self.check(input, start)?;
+        let Input { latents, shape, timesteps, text } = input;
         let [pt, ph, pw] = self.config.patch_size;
         let grid = [shape[1] / pt, shape[2] / ph, shape[3] / pw];
         let (rows, tokens) = (grid[1] * grid[2], grid.iter().product::<usize>());
@@ -347,7 +332,7 @@ impl Wan {
         table
     }
 
-    fn check(&self, latents: &[f32], shape: [usize; 4], timesteps: &[f32], start: usize) -> Result<()> {
+    fn check(&self, Input { latents, shape, timesteps, .. }: Input<'_>, start: usize) -> Result<()> {
         let wrong = |what: String| Err(Error::InvalidRequest(what));
         let patch = self.config.patch_size;
         if shape[0] != self.config.in_channels || latents.len() != shape.iter().product::<usize>() {

@@ -126,7 +126,7 @@ pub(super) fn attention(q: GpuTensor, k: GpuTensor, v: GpuTensor, bias: GpuTenso
     for first in (0..queries).step_by(rows_at_once) {
         let rows = rows_at_once.min(queries - first);
         let info = [queries, keys, spec.heads, spec.scale.to_bits() as usize, usize::from(spec.has_bias), first];
-        launch(shape, &[&q, &k, &v, &bias], &out, &info, [rows.div_ceil(shape.rows), spec.heads]);
+        launch(shape, &[&q, &k, &v, &bias], &out, &info, [rows.div_ceil(shape.rows), spec.heads, 1]);
     }
     out.into()
 }

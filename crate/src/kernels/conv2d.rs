@@ -1,6 +1,6 @@
 //! Convolutions of the autoencoder, one frame at a time.
 
-use super::launch::{Output, Variant, launch};
+use super::launch::{Output, Variant, grid_2d, launch};
 use super::{ConvSpec, GpuTensor};
 
 /// Pixels of a thread.
@@ -108,7 +108,7 @@ pub(super) fn conv2d(
         &[&x0, &x1, &w, &bias, &residual],
         &out,
         &info,
-        [(out_h * out_w).div_ceil(64 * PIXELS), spec.out_channels.div_ceil(CHANNELS)],
+        grid_2d((out_h * out_w).div_ceil(64 * PIXELS), spec.out_channels.div_ceil(CHANNELS)),
     );
     out.into()
 }

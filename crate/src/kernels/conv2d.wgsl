@@ -46,7 +46,7 @@ fn store(pixel: u32, channel: u32, sum: f32) {
 
 @compute @workgroup_size(64, 1, 1)
 fn main(@builtin(workgroup_id) group_id: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
-    let pixel = group_id.x * 256u + local.x;
+    let pixel = (group_id.z * 32768u + group_id.x) * 256u + local.x;
     let area = info.in_h * info.in_w;
     let channels = info.first_channels + info.second_channels;
     var from_w = group_id.y * KERNEL * KERNEL * channels * 2u;

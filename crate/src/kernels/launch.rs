@@ -38,9 +38,17 @@ impl From<Output> for GpuTensor {
     }
 }
 
-/// Workgroup counts for `n` one-dimensional workgroups. The kernels undo the fold with the same 32768.
-pub(super) fn grid_1d(n: usize) -> [usize; 2] {
-    [n.min(32_768), n.div_ceil(32_768)]
+/// Workgroups along a row that is folded: no device has to take more than 65,535. The kernels undo it with this number.
+const FOLD: usize = 32_768;
+
+/// Workgroup counts for `n` one-dimensional workgroups.
+pub(super) fn grid_1d(n: usize) -> [usize; 3] {
+    [n.min(FOLD), n.div_ceil(FOLD), 1]
+}
+
+/// Workgroup counts for `rows` rows of `n` workgroups each.
+pub(super) fn grid_2d(n: usize, rows: usize) -> [usize; 3] {
+    [n.min(FOLD), rows, n.div_ceil(FOLD)]
 }
 
 /// A kernel written in WGSL, with what is fixed when it is compiled. Sizes are not: they travel in a uniform, so that one
@@ -83,7 +91,7 @@ impl<V: Variant> KernelSource for Kernel<V> {
 ///
 /// cubecl keeps uniforms by their words, so that a launch it has seen before writes nothing. A buffer written for each
 /// launch would be a submission for each, since writes overtake what is only recorded.
-pub(super) fn launch<V: Variant>(variant: V, inputs: &[&GpuTensor], output: &Output, info: &[usize], grid: [usize; 2]) {
+pub(super) fn launch<V: Variant>(variant: V, inputs: &[&GpuTensor], output: &Output, info: &[usize], grid: [usize; 3]) {
     let client = output.0.client.clone();
     // A uniform's struct is a multiple of 16 bytes long.
     let words = info.chunks(4).flat_map(|four| {
@@ -95,7 +103,7 @@ pub(super) fn launch<V: Variant>(variant: V, inputs: &[&GpuTensor], output: &Out
     let [x, y] = variant.threads();
     client.launch(
         Box::new(SourceKernel::new(Kernel(variant), CubeDim::new_2d(x, y))),
-        CubeCount::Static(grid[0] as u32, grid[1] as u32, 1),
+        CubeCount::Static(grid[0] as u32, grid[1] as u32, grid[2] as u32),
         KernelArguments::new().with_buffers(bindings).with_info(MetadataBindingInfo::custom(words.collect())),
     );
 }

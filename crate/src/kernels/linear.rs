@@ -112,7 +112,7 @@ impl Variant for Tiles {
 pub(super) fn linear(x: GpuTensor, w: GpuTensor, bias: GpuTensor, addend: GpuTensor, spec: LinearSpec) -> GpuTensor {
     let m = x.meta.shape()[0];
     let out = Output::new(&x, &[m, spec.n]);
-    let tiles = |side: usize| [spec.n.div_ceil(16 * side), m.div_ceil(16 * side)];
+    let tiles = |side: usize| [spec.n.div_ceil(16 * side), m.div_ceil(16 * side), 1];
     let side = SIDES.into_iter().find(|&side| tiles(side).iter().product::<usize>() >= MANY_TILES).unwrap_or(SIDES[1]);
     let info = [
         m,
