@@ -1,4 +1,4 @@
-"""Stage 3b: go on training the decoder alone behind the frozen encoder.
+"""Stage 5a: go on training the decoder alone behind the frozen encoder.
 
     python -m training.train_decoder [--preset cpu] [--minutes 15]
 
