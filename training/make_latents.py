@@ -3,8 +3,8 @@
     python -m training.make_latents [--preset cpu] [--minutes 12]
 
 Writes latents-NNNN.npz shards into the work folder: f16 latents [N, C, F, H, W], token ids of captions, where the
-objects are and the scenes as JSON. Stops at the preset's number of clips or when the time is over, and then writes
-latents.json; run again to go on.
+objects are and the scenes as JSON. A share `fast` of the scenes show something that moves fast. Stops at the preset's
+number of clips or when the time is over, and then writes latents.json; run again to go on.
 With --ahead only pictures are rendered (clips-NNNN.npy and about-NNNN.npz, removed once encoded): that may be done
 while the autoencoder still trains, and by N processes at once (--part 0/N, 1/N, ...). With --set ahead=true nothing is
 rendered: what others have rendered is encoded, with --follow also what they are still rendering.

@@ -1,8 +1,8 @@
 """bf16 for the passes of the networks, where the hardware multiplies it faster than f32.
 
-Weights, losses, optimiser states and every measurement stay f32. On a CPU with AVX-512 BF16 a step of an autoencoder
-of 64 and more channels takes half the time; one of the decoder alone, of 24 to 128 channels, takes 1.16 times as long,
-so that stage's setting `bf16` is false there.
+Weights, losses, optimiser states and every measurement stay f32. On a CPU with AVX-512 BF16 a step of the
+autoencoder takes half the time. One of the decoder alone, with windows of 64 pixels, takes 1.16 times as long, so that
+stage's setting `bf16` is false there. The other stages were not timed.
 """
 
 import torch
