@@ -23,6 +23,15 @@ def salience(video):
     return ((video - video.median(-1, keepdim=True).values).abs().mean(-3) / 0.25).clamp(0, 1)
 
 
+def cut(whole, which, firsts, lengths):
+    """Pieces [N, *lengths] of the rows `which` [N] of `whole` [B, ...]; `firsts` has an index [N] of each axis."""
+    index = [which]
+    for axis, (first, length) in enumerate(zip(firsts, lengths)):
+        along = first[:, None] + torch.arange(length, device=which.device)
+        index.append(along.view(len(which), *[length if i == axis else 1 for i in range(len(lengths))]))
+    return whole[index[0].view(-1, *[1] * len(lengths)), *index[1:]]
+
+
 class Store:
     """The last `room` clips of one size, as bytes [room, T, 3, H, W] on a device."""
 
@@ -55,29 +64,23 @@ class Store:
                             torch.randint(height * width, (count,), device=device), weight.multinomial(1)[:, 0])
         top = (place.div(width, rounding_mode="floor") - size // 2).clamp(0, height - size)
         left = (place % width - size // 2).clamp(0, width - size)
-
-        def along(first, length, axis):
-            index = first[:, None] + torch.arange(length, device=device)
-            return index.view(count, *[length if i == axis else 1 for i in range(4)])
-
-        colours = torch.arange(3, device=device).view(1, 1, 3, 1, 1)
-        return self.clips[which.view(count, 1, 1, 1, 1), along(start, frames, 0), colours, along(top, size, 2),
-                          along(left, size, 3)].float() / 255
+        return cut(self.clips, which, (start, top * 0, top, left), (frames, 3, size, size)).float() / 255
 
 
 class Pool:
     """A store for each size of the model, renewed little by little.
 
-    A share `fast` of what is rendered here shows something that moves fast, which is learnt last. With `ahead`, the
-    work folder whose clips-NNNN.npy are taken in as they appear, nothing is rendered here.
+    `scenes` are rendered at once; a share `fast` of them shows something that moves fast, which is learnt last. With
+    `ahead`, the work folder whose clips-NNNN.npy are taken in as they appear, nothing is rendered here. Training can
+    start with `least` clips, the rest come while it runs.
     """
 
-    def __init__(self, size, seed, device, eager, batch=8, fast=0.0, ahead=None, least=1024):
+    def __init__(self, size, seed, device, eager, scenes=8, fast=0.0, ahead=None, least=1024):
         self.rng, self.fast, self.ahead, self.file = random.Random(seed), fast, ahead, 0
-        self.device, self.eager, self.batch = device, eager, batch
+        self.device, self.eager, self.scenes = device, eager, scenes
         room = max(1, size // len(presets.VIDEO["sizes"]))
         self.stores, self.turn = [Store(room, size, device) for size in presets.VIDEO["sizes"]], 0
-        wanted, start = room if ahead is None else min(room, least // len(self.stores)), time.time()
+        wanted, start = min(room, least // len(self.stores)), time.time()
         while any(store.count < wanted for store in self.stores):
             if self.refresh():
                 start = time.time()
@@ -93,7 +96,7 @@ class Pool:
         number = self.turn % len(self.stores)
         self.turn += 1
         described = [worlds.scene_like(self.rng, worlds.fast) if self.rng.random() < self.fast
-                     else worlds.random_scene(self.rng) for _ in range(self.batch)]
+                     else worlds.random_scene(self.rng) for _ in range(self.scenes)]
         clips = worlds.clips(described, self.device, self.eager, presets.VIDEO["sizes"][number])
         self.stores[number].add((clips * 255).round().byte())
         return True

@@ -153,7 +153,8 @@ class LatentData:
         group, = self.rng.choices(groups, [len(group) for group in groups])
         chosen = group.some(count, self.confusable)
         ids = group.said(group.captions, chosen)
-        ids[torch.rand(count, device=ids.device) < self.dropout] = empty(ids)[0]
+        dropped = torch.rand(count, 1, device=ids.device) < self.dropout
+        ids = torch.where(dropped, empty(ids), ids)
         # Objects fill few cells; without weights they are what the model learns last. Weights do not move the optimum
         # of the loss, a mean for every element.
         weights = 1 + (self.weight - 1) * group.near[chosen][:, None].float()

@@ -76,10 +76,10 @@ CPU = {
     "seed": 20240,
     "autoencoder": {"minutes": 45, "batch": 6, "frames": 9, "crop": 64, "whole": 1, "whole_every": 4, "lr": 1e-3,
                     "muon_lr": 1e-3, "pool": 384, "noise": 0.1, "fast": 0.25, "ahead": False, "renew": 30,
-                    "report": 100},
+                    "scenes": 8, "report": 100},
     "decoder": {"minutes": 15, "batch": 6, "frames": 9, "crop": 64, "whole": 1, "whole_every": 6, "lr": 1e-3,
-                "muon_lr": 1e-3, "pool": 384, "noise": 0.12, "ema": 0.995, "fast": 0.5, "guesses": 2, "report": 100,
-                "bf16": False},
+                "muon_lr": 1e-3, "pool": 384, "noise": 0.12, "ema": 0.995, "fast": 0.5, "guesses": 2, "scenes": 8,
+                "report": 100, "bf16": False},
     "latents": {"clips": 8192, "shard": 256, "batch": 2, "minutes": 20, "fast": 0.25, "ahead": False},
     "probe": {"minutes": 4, "batch": 32, "lr": 1e-3, "muon_lr": 1e-3, "pool": 256, "held": 512},
     "text": {"minutes": 2, "batch": 64, "lr": 1e-3, "muon_lr": 2e-3, "confusable": 0.3},
@@ -91,8 +91,8 @@ CPU = {
 
 GPU = copy.deepcopy(CPU)
 GPU["device"] = "cuda"
-GPU["autoencoder"].update(minutes=30, batch=96, whole=8, pool=24000, report=500)
-GPU["decoder"].update(minutes=20, batch=96, whole=8, pool=768, guesses=16, bf16=True)
+GPU["autoencoder"].update(minutes=30, batch=96, whole=8, pool=24000, renew=10, scenes=64, report=500)
+GPU["decoder"].update(minutes=20, batch=96, whole=8, pool=768, guesses=16, scenes=64, bf16=True)
 GPU["latents"].update(clips=400000, shard=128, batch=64, minutes=20)
 GPU["text"].update(batch=128)
 # activations of harbour-large take about 0.23 GB a clip

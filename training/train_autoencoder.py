@@ -103,7 +103,7 @@ def main():
         print(f"resumed at step {step}", flush=True)
 
     held = held_out_clips(options["seed"] + 1, device, args.eager)
-    pool = Pool(options["pool"], options["seed"] + 2 + step, device, args.eager, fast=options["fast"],
+    pool = Pool(options["pool"], options["seed"] + 2 + step, device, args.eager, options["scenes"], options["fast"],
                 ahead=work if options["ahead"] else None)
     clock = Clock(work, "autoencoder", options, spent)
     note(work, f"autoencoder: training starts at step {step}")

@@ -18,7 +18,7 @@ import torch
 
 from . import presets, sampling, tokenizer as tokenizers, worlds
 from .autoencoder import psnr
-from .clips import Pool, salience
+from .clips import Pool, cut, salience
 from .data import encode
 from .make_latents import load_autoencoder
 from .model import TextToVideo
@@ -68,18 +68,16 @@ class Guesses:
         """Windows of `size` pixels around salient places, over all frames: [count, T, 3, size, size], and their
         latents. Most of a whole clip is sky and ground, which are learnt first."""
         kept = self.rng.choice(list(self.kept.values()))
-        pairs = [self.window(*self.rng.choice(kept), size) for _ in range(count)]
-        clips, latents = zip(*pairs)
-        return torch.stack(clips).float() / 255, torch.stack(latents).float()
-
-    def window(self, clip, latents, size):
-        cell, (height, width) = presets.cell(), clip.shape[-2:]
-        place = salience(clip[self.rng.randrange(len(clip))].float() / 255).square() + 1e-7
-        at = place.flatten().multinomial(1).item()
-        top, left = ((min(max(middle - size // 2, 0), length - size) // cell)
-                     for middle, length in ((at // width, height), (at % width, width)))
-        return (clip[..., top * cell:top * cell + size, left * cell:left * cell + size],
-                latents[..., top:top + size // cell, left:left + size // cell])
+        clips, latents = (torch.stack(part) for part in zip(*self.rng.choices(kept, k=count)))
+        device, (length, _, height, width), cell = clips.device, clips.shape[1:], presets.cell()
+        rows, frame = torch.arange(count, device=device), torch.randint(length, (count,), device=device)
+        weight = salience(clips[rows, frame].float() / 255).square().flatten(1) + 1e-7
+        place = weight.multinomial(1)[:, 0]
+        top = (place.div(width, rounding_mode="floor") - size // 2).clamp(0, height - size) // cell
+        left = (place % width - size // 2).clamp(0, width - size) // cell
+        none, channels, frames = top * 0, *latents.shape[1:3]
+        return (cut(clips, rows, (none, none, top * cell, left * cell), (length, 3, size, size)).float() / 255,
+                cut(latents, rows, (none, none, top, left), (channels, frames, size // cell, size // cell)).float())
 
 
 def main():
@@ -106,7 +104,7 @@ def main():
     held = held_out_clips(1234, device, args.eager)
     with torch.no_grad():
         held_latents = model.encode(held)
-    pool = Pool(options["pool"], options["seed"] + 51 + step, device, args.eager, fast=options["fast"])
+    pool = Pool(options["pool"], options["seed"] + 51 + step, device, args.eager, options["scenes"], options["fast"])
     guesses = Guesses(work, args.behind, ema, options, args.eager) if args.behind else None
     clock = Clock(work, "decoder", options, spent)
     note(work, f"decoder: training starts at step {step}")
