@@ -8,7 +8,9 @@ there already (`parts.py`) are trained on. The shares of the stages are those of
 it longer or shorter.
 
 Clips are rendered by `--renderers` processes on the CPU's cores from the first second to the last, and encoded while
-the teacher learns from those that are there.
+the teacher learns from those that are there. Without such processes clips are rendered where they are needed, on the
+GPU, and latents are made beside the teacher; a GPU renders and encodes 300 clips of `meadow` in a second that way. What
+the teacher and the distillation compile is compiled while the autoencoder learns (`warm.py`).
 """
 
 import os
@@ -50,6 +52,10 @@ def command_of(stage, args, until, changes, minutes=None):
     return command
 
 
+def on_gpu(args):
+    return (args.device or presets.PRESETS[args.preset]["device"]).startswith("cuda")
+
+
 def call(stage, args, minutes, until, changes):
     """One stage in a process of its own, so that its memory goes with it; false when it had to be stopped."""
     command = command_of(stage, args, until, changes, minutes)
@@ -64,13 +70,19 @@ def call(stage, args, minutes, until, changes):
 
 
 class Beside:
-    """Processes beside the stages: those that render, and the one that encodes what they render."""
+    """Processes beside the stages: those that render, the one that encodes, the one that compiles."""
 
     def __init__(self, args, until, changes):
-        self.args, self.until, self.changes, self.running = args, until, changes["make_latents"], []
+        self.args, self.until, self.changes, self.running = args, until, changes, []
+
+    def warm(self):
+        if self.args.eager:
+            return  # nothing is compiled
+        command = command_of("warm", self.args, self.until, self.changes["train_teacher"])
+        self.running.append(subprocess.Popen(command + ["--threads", "2"]))
 
     def start(self, *words, alone=False):
-        command = command_of("make_latents", self.args, self.until, self.changes, 60) + list(words)
+        command = command_of("make_latents", self.args, self.until, self.changes["make_latents"], 60) + list(words)
         threads = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} if alone else {}
         self.running.append(subprocess.Popen(command + ["--threads", "1"], env=dict(os.environ, **threads)))
 
@@ -79,8 +91,11 @@ class Beside:
             self.start("--ahead", "--part", f"{number}/{self.args.renderers}", "--device", "cpu", alone=True)
 
     def encode(self):
+        """Goes on making latents, of what is rendered ahead or of its own clips."""
         if self.args.renderers:
             self.start("--follow")
+        elif on_gpu(self.args):  # on a CPU it would take the teacher's cores
+            self.start()
 
     def stop(self):
         for process in self.running:
@@ -119,6 +134,8 @@ def main():
             if any((work / result).exists() for result in results):
                 done.append(stage)
                 continue
+            if stage == "train_autoencoder":
+                beside.warm()
             minutes, left = share * args.total, until - time.time()
             if left < LEAST and stage != "tokenizer":
                 break
