@@ -2,10 +2,6 @@
 
     python tests/goldens/builtin.py model-shards --prompt "a red ball bounces on green grass" --seed 7
     python tests/goldens/builtin.py model-shards --against FRAMES    # PSNR of `kinora generate --out FRAMES` to it
-    python tests/goldens/builtin.py F32 --redecode OLD --out tests/goldens/builtin-f32.safetensors
-
-The last line is for a model of which only the decoder was trained on, and the f32 weights of the rest are lost: it takes
-everything up to the latents from the golden that they wrote, and decodes those.
 
 Writes builtin.safetensors: `input_ids` [n] i32, `embeddings` [n, d], `noise` and `latents` [C, F, H, W], and
 `frames` [k, 3, H, W] u8, every fourth frame from the first. Its metadata names the request and the manifest's SHA-256.
@@ -61,14 +57,6 @@ def run(folder, prompt, seed):
             "frames": pixels[::KEEP_EVERY].contiguous()}, pixels
 
 
-@torch.no_grad()
-def redecode(folder, golden):
-    """As `run`, with all but the frames from a golden."""
-    tensors = load_file(golden)
-    pixels = (models.decode(load(folder)[1], tensors["latents"]) * 255).round().to(torch.uint8)
-    return {**tensors, "frames": pixels[::KEEP_EVERY].contiguous()}, pixels
-
-
 def psnr(first, second):
     """Decibels between two u8 videos of one shape; infinite where they are equal."""
     error = (first.astype(np.float64) - second.astype(np.float64)) ** 2
@@ -89,23 +77,20 @@ def main():
     parser.add_argument("--prompt")
     parser.add_argument("--seed", type=int)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("builtin.safetensors"))
-    parser.add_argument("--redecode", type=Path, metavar="GOLDEN", help="whose latents to decode instead of own ones")
     parser.add_argument("--frames", type=Path, help="also write every frame as PNG into this folder")
     parser.add_argument("--against", type=Path, help="PNG folder or .safetensors to compare with; writes no golden")
     arguments = parser.parse_args()
 
     prompt, seed = arguments.prompt, arguments.seed
-    known = arguments.redecode or (arguments.against and arguments.out)
-    if known and prompt is None and known.exists():
-        with safe_open(known, "pt") as golden:
+    if arguments.against and prompt is None and arguments.out.exists():
+        with safe_open(arguments.out, "pt") as golden:
             request = json.loads(golden.metadata()["request"])
         prompt, seed = request["prompt"], request["seed"] if seed is None else seed
     if prompt is None:
         parser.error("--prompt is missing")
 
     seed = 0 if seed is None else seed
-    tensors, pixels = redecode(arguments.model, arguments.redecode) if arguments.redecode else \
-        run(arguments.model, prompt, seed)
+    tensors, pixels = run(arguments.model, prompt, seed)
     latents = tensors["latents"]
     print(f"{len(tensors['input_ids'])} tokens; latents mean {latents.mean():+.3f} std {latents.std():.3f};"
           f" {len(pixels)} frames of {pixels.shape[3]}x{pixels.shape[2]}")
