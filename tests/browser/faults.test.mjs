@@ -55,7 +55,7 @@ test('a server that fails for a moment is asked again without bothering the visi
 
 test('a connection that stays broken: network, after four tries', async () => {
 	let tries = 0;
-	await failThenRecover({
+	const { found } = await failThenRecover({
 		route: (route) => {
 			tries++;
 			return route.abort('connectionreset');
@@ -63,6 +63,9 @@ test('a connection that stays broken: network, after four tries', async () => {
 		code: 'network',
 	});
 	assert.equal(tries, 4);
+	// Thrown in the worker: a structured clone of the error would have lost both.
+	assert.equal(found.error.retryable, true);
+	assert.match(found.error.cause, /^TypeError: ./);
 });
 
 test('a shard cut short: integrity', async () => {
@@ -169,7 +172,10 @@ test('a manifest that only the engine can see through: manifest', async () => {
 	const page = await site.open(CPU, {
 		prepare: (context) => context.route('**/tiny/manifest.json', (route) => route.fulfill({ json: manifest })),
 	});
-	assert.equal((await generate(page, REQUEST)).error?.code, 'manifest');
+	const { error } = await generate(page, REQUEST);
+	assert.equal(error?.code, 'manifest');
+	assert.equal(error.retryable, false);
+	assert.match(error.cause, /^Error: The model's manifest cannot be used/);
 	assert.ok(!page.requests.some((url) => url.endsWith('.bin')));
 });
 
@@ -198,7 +204,7 @@ test('an empty prompt: empty-prompt, without a download', async () => {
 	await assertFailure(page, 'empty-prompt', 'Change the prompt');
 	await page.click('#failure-action');
 	assert.equal(await page.evaluate(() => document.activeElement.id), 'prompt');
-	assert.ok(!page.requests.some((url) => url.endsWith('.wasm')));
+	assert.ok(!page.requests.some((url) => /\.wasm/.test(url)));
 });
 
 test('a prompt that is too long: prompt-too-long, before the weights are downloaded', async () => {
@@ -250,6 +256,16 @@ test('a second generation on the same element: busy', async () => {
 	assert.equal(code, 'busy');
 });
 
+/** Stands for real hardware, which the page would choose, with a driver that offers no timestamp queries. */
+const NO_TIMESTAMPS = `{
+	const info = { vendor: 'acme', architecture: 'one', device: '', description: '', isFallbackAdapter: false };
+	Object.defineProperty(GPUAdapter.prototype, 'info', { get: () => info });
+	const { has } = GPUSupportedFeatures.prototype;
+	GPUSupportedFeatures.prototype.has = function (name) {
+		return name !== 'timestamp-query' && has.call(this, name);
+	};
+}`;
+
 // The four ways in which a GPU can be missing: with the device left to the page, the CPU does the work and the page
 // says why and what it costs; with the GPU demanded, there is an error with the CPU as the way out.
 const MISSING = [
@@ -266,12 +282,7 @@ const MISSING = [
 		`GPU.prototype.requestAdapter = () => new Promise(() => {})`,
 		/did not answer/,
 	],
-	[
-		'unsupported-feature',
-		'an adapter without timestamp-query',
-		`{ const { has } = GPUSupportedFeatures.prototype; GPUSupportedFeatures.prototype.has = function (name) { return name !== 'timestamp-query' && has.call(this, name); }; }`,
-		/lacks/,
-	],
+	['unsupported-feature', 'an adapter without timestamp-query', NO_TIMESTAMPS, /lacks timestamp-query, so the CPU/],
 ];
 for (const [code, what, inject, notice] of MISSING) {
 	test(`${what}: the page says so within six seconds and uses the CPU`, async () => {
@@ -291,11 +302,29 @@ for (const [code, what, inject, notice] of MISSING) {
 		assert.equal((await generate(page, REQUEST)).error?.code, code);
 		await assertFailure(page, code, 'Use the CPU instead');
 		assert.match(await page.locator('#failure-text').innerText(), /more time/);
+		assert.ok(!page.requests.some((url) => /\.(bin|wasm)/.test(url)), 'it is known before anything is downloaded');
 		const recovered = outcome(page);
 		await page.click('#failure-action');
 		assert.equal((await recovered).hash, reference);
 	});
 }
+
+test('the built-in model on an adapter without timestamp-query: the page says so and uses the CPU', async () => {
+	const page = await site.open('', { inject: NO_TIMESTAMPS });
+	const text = await page.locator('#device-notice').innerText();
+	assert.match(text, /lacks timestamp-query, so the CPU .+ more time/);
+	assert.equal(await page.evaluate(() => document.querySelector('kinora-video').device), 'cpu');
+	assert.ok(!page.requests.some((url) => /\.(bin|wasm)/.test(url)));
+});
+
+test('an adapter without a feature that the manifest asks for: the page names it and uses the CPU', async () => {
+	const manifest = structuredClone(site.tiny.manifest);
+	manifest.requires.features = ['timestamp-query', 'no-such-feature'];
+	const page = await site.open(TINY, {
+		prepare: (context) => context.route('**/tiny/manifest.json', (route) => route.fulfill({ json: manifest })),
+	});
+	assert.match(await page.locator('#device-notice').innerText(), /lacks no-such-feature, so the CPU/);
+});
 
 const NO_H264 = `
 	const { configure } = VideoEncoder.prototype;

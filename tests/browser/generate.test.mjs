@@ -8,7 +8,7 @@ import { join } from 'node:path';
 import { after, afterEach, before, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
-import { make, outcome, psnr, start } from './support.mjs';
+import { cancelAt, make, outcome, psnr, start } from './support.mjs';
 
 const { ALL_FORMATS, BufferSource, EncodedPacketSink, Input } = createRequire(
 	new URL('../../web/package.json', import.meta.url),
@@ -53,6 +53,13 @@ test('a prompt becomes an MP4 of the promised size, length and codec', async () 
 	assert.ok(Math.abs(stats.averagePacketRate - 12) < 0.01, `${stats.averagePacketRate} frames per second`);
 	assert.ok(Math.abs((await input.computeDuration()) - 17 / 12) < 0.01);
 	assert.equal((await new EncodedPacketSink(track).getFirstPacket()).type, 'key');
+});
+
+test('the first preview comes after the first step and before the last', () => {
+	const { stage, text } = red.beforePreview ?? {};
+	const [, coming, steps] = (text?.match(/step (\d+) of (\d+)/) ?? []).map(Number);
+	assert.deepEqual([stage, coming], ['denoise', 2], text);
+	assert.ok(coming < steps, text);
 });
 
 test('the file says that it is AI-generated, by what and from which seed, and never the prompt', async () => {
@@ -223,37 +230,24 @@ test('words the model does not know are named, and the video is made all the sam
 	assert.match(await page.locator('#words').innerText(), /“helicopter”/);
 });
 
-test('cancelling a running generation ends it within two seconds, and the next one works', async () => {
-	const ended = page.evaluate(
-		() =>
-			new Promise((resolve) => {
-				const video = document.querySelector('kinora-video');
-				video.addEventListener('progress', function wait({ detail }) {
-					if (detail.stage === 'denoise') {
-						video.removeEventListener('progress', wait);
-						const started = performance.now();
-						video.addEventListener(
-							'statechange',
-							({ detail: state }) => resolve({ state, took: performance.now() - started }),
-							{ once: true },
-						);
-						document.getElementById('cancel').click();
-					}
-				});
-			}),
-	);
-	await page.fill('#prompt', RED.prompt);
-	await page.fill('#seed', '7');
-	await page.click('#generate');
-	const { state, took } = await ended;
-	assert.equal(state, 'idle');
-	assert.ok(took < 2000, `${took} ms`);
-	assert.equal(await page.locator('#running').isVisible(), false);
-	const next = await make(page, RED);
-	assert.equal(next.hash, red.hash);
-	// If the worker had to be ended, the model came from this device's storage.
-	assert.ok(!page.requests.some((url) => url.endsWith('.bin')));
-});
+for (const stage of ['denoise', 'decode']) {
+	test(`cancelling in the stage ${stage} ends the run within two seconds, and the next one works`, async () => {
+		const ended = cancelAt(page, stage);
+		await page.fill('#prompt', RED.prompt);
+		await page.fill('#seed', '7');
+		await page.click('#generate');
+		const { state, took } = await ended;
+		assert.equal(state, 'idle');
+		assert.ok(took < 2000, `${took} ms`);
+		assert.equal(await page.locator('#running').isVisible(), false);
+		const shown = () => document.querySelector('kinora-video').shadowRoot.querySelector('.shown').localName;
+		assert.equal(await page.evaluate(shown), 'video', 'the last clip again, no half-finished picture');
+		const next = await make(page, RED);
+		assert.equal(next.hash, red.hash);
+		// If the worker had to be ended, the model came from this device's storage.
+		assert.ok(!page.requests.some((url) => url.endsWith('.bin')));
+	});
+}
 
 test('the video can be saved, paused and looped', async () => {
 	const arriving = page.waitForEvent('download');

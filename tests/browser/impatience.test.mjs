@@ -1,10 +1,11 @@
 // Visitors who are faster than the page, and pages that handle the element while it works.
 import assert from 'node:assert/strict';
 import { after, afterEach, before, test } from 'node:test';
-import { TINY, assertFailure, generate, make, outcome, settled, start } from './support.mjs';
+import { TINY, assertFailure, cancelAt, generate, make, outcome, settled, start } from './support.mjs';
 
 const REQUEST = { prompt: 'a red ball bounces on green grass', seed: 7 };
 const CPU = `${TINY}&device=cpu`;
+const ENGINE = '**/kinora_bg.wasm*';
 const NEVER_ANSWERS = 'GPU.prototype.requestAdapter = () => new Promise(() => {})';
 
 let site;
@@ -48,6 +49,54 @@ test('cancelling before the model is known ends it, and nothing is downloaded af
 	assert.ok(!page.requests.some((url) => /\.(bin|wasm)/.test(url)));
 	await make(page, REQUEST);
 });
+
+/** A run that was cancelled leaves nothing behind, and on the CPU the next one works. */
+async function assertCancelled(page) {
+	assert.equal(await page.locator('#running').isVisible(), false);
+	assert.equal(await page.locator('#failure').isVisible(), false);
+	assert.equal(await page.locator('#player').isVisible(), false);
+	assert.equal(await page.locator('#status').innerText(), 'Cancelled.');
+	await page.selectOption('#device', 'cpu');
+	assert.equal((await make(page, REQUEST)).engine.device, 'cpu');
+}
+
+test('cancelling while the engine is downloaded ends it, and the next run starts it', async () => {
+	const page = await site.open(CPU, { prepare: (context) => context.route(ENGINE, () => undefined) });
+	await page.fill('#prompt', REQUEST.prompt);
+	const asked = page.waitForRequest(ENGINE);
+	await page.click('#generate');
+	await asked;
+	await page.click('#cancel');
+	await idle(page);
+	await page.context().unroute(ENGINE);
+	await assertCancelled(page);
+});
+
+test('cancelling while the graphics driver keeps the engine waiting ends it', async () => {
+	// The request tells the test that the engine has got that far; nobody answers it.
+	const inject = `GPUAdapter.prototype.requestDevice = () => { fetch('device-wanted'); return new Promise(() => {}); }`;
+	const page = await site.open(`${TINY}&device=webgpu`, { inject });
+	await page.fill('#prompt', REQUEST.prompt);
+	const asked = page.waitForRequest('**/device-wanted');
+	await page.click('#generate');
+	await asked;
+	await page.click('#cancel');
+	await idle(page);
+	await assertCancelled(page);
+});
+
+for (const device of ['cpu', 'webgpu']) {
+	test(`cancelling while the engine warms up on ${device} ends it, and the next run works`, async () => {
+		const page = await site.open(`${TINY}&device=${device}`);
+		const ended = cancelAt(page, 'warmup');
+		await page.fill('#prompt', REQUEST.prompt);
+		await page.click('#generate');
+		const { state, took } = await ended;
+		assert.equal(state, 'idle');
+		assert.ok(took < 2500, `${took} ms`);
+		await assertCancelled(page);
+	});
+}
 
 test('asking twice before the model is known makes one video and no failure', async () => {
 	const { page, release } = await withoutManifest();

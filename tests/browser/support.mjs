@@ -77,7 +77,10 @@ export async function settled(page) {
 	);
 }
 
-/** The next result or error of the page's element; call it before what causes them. */
+/**
+ * The next result or error of the page's element; call it before what causes them. `beforePreview` is the last progress
+ * that was reported before the first preview.
+ */
 export function outcome(page) {
 	return page
 		.evaluate(
@@ -86,7 +89,13 @@ export function outcome(page) {
 					const video = document.querySelector('kinora-video');
 					const progress = [];
 					let previews = 0;
-					video.addEventListener('frame', ({ detail }) => (previews += detail.index === undefined ? 1 : 0));
+					let beforePreview;
+					video.addEventListener('frame', ({ detail }) => {
+						if (detail.index === undefined) {
+							previews++;
+							beforePreview ??= progress.at(-1);
+						}
+					});
 					video.addEventListener('progress', ({ detail }) => progress.push(detail));
 					const base64 = async (blob) => {
 						const reader = new FileReader();
@@ -100,6 +109,7 @@ export function outcome(page) {
 							...rest,
 							progress,
 							previews,
+							beforePreview,
 							pixels: await base64(new Blob(frames)),
 							count: frames.length,
 							file: await base64(blob),
@@ -107,7 +117,8 @@ export function outcome(page) {
 					video.addEventListener('result', onResult, { once: true });
 					video.addEventListener(
 						'error',
-						({ detail: { code, message, retryable } }) => resolve({ progress, error: { code, message, retryable } }),
+						({ detail: { code, message, retryable, cause } }) =>
+							resolve({ progress, error: { code, message, retryable, cause: cause && String(cause) } }),
 						{ once: true },
 					);
 				}),
@@ -142,6 +153,36 @@ export async function make(page, request) {
 	const found = await generate(page, request);
 	assert.equal(found.error, undefined, `no video: ${found.error?.code}: ${found.error?.message}`);
 	return found;
+}
+
+/**
+ * Clicks Cancel as soon as the next run reports `stage`. Gives the state that the run ends in and the milliseconds that
+ * took, counted from the click; call it before what causes the run.
+ */
+export function cancelAt(page, stage) {
+	return page.evaluate(
+		(stage) =>
+			new Promise((resolve) => {
+				const video = document.querySelector('kinora-video');
+				let clicked;
+				const follow = ({ detail }) => {
+					if (detail.stage === stage && clicked === undefined) {
+						clicked = performance.now();
+						document.getElementById('cancel').click();
+					}
+				};
+				const end = ({ detail: state }) => {
+					if (['idle', 'done', 'error'].includes(state)) {
+						video.removeEventListener('progress', follow);
+						video.removeEventListener('statechange', end);
+						resolve({ state, took: performance.now() - clicked });
+					}
+				};
+				video.addEventListener('progress', follow);
+				video.addEventListener('statechange', end);
+			}),
+		stage,
+	);
 }
 
 /** The panel a visitor sees after a failure: a sentence with a remedy, and a button for it. */

@@ -60,8 +60,8 @@ export async function packTiny({ shardBytes = SHARD_BYTES } = {}) {
 	}
 	manifest.schema_version = 1;
 	manifest.text_encoder.tokenizer = { path: 'tokenizer.json', bytes: tokenizer.length, sha256: sha256(tokenizer) };
-	// As in the built-in model, so that its absence can be tested.
-	manifest.requires.features = ['timestamp-query'];
+	// As in the built-in model: what the engine needs of every adapter the page has to ask for by itself.
+	manifest.requires.features = [];
 	Object.assign(manifest, { shards, tensors });
 	await writeFile(join(folder, 'tokenizer.json'), tokenizer);
 	await writeFile(join(folder, 'manifest.json'), JSON.stringify(manifest));

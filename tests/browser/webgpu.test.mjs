@@ -1,6 +1,7 @@
 // The same pictures from WebGPU, here on an emulated adapter: correctness, not speed. One full clip of the built-in
 // model, the rest on the tiny one.
 import assert from 'node:assert/strict';
+import { readFile } from 'node:fs/promises';
 import { after, before, test } from 'node:test';
 import { TINY, assertFailure, generate, make, outcome, psnr, start } from './support.mjs';
 
@@ -10,6 +11,8 @@ let site;
 /** The tiny model on the GPU; most tests share it, because an emulated adapter compiles shaders slowly. */
 let page;
 let first;
+/** The same clip from the CPU. */
+let fromCpu;
 
 before(async () => {
 	site = await start();
@@ -23,9 +26,9 @@ test('the tiny model gives the same frames on the GPU and on the CPU', async () 
 	assert.equal(first.engine.software, true);
 	assert.match(first.engine.adapter, /swiftshader/i);
 	const other = await site.open(`${TINY}&device=cpu`);
-	const cpu = await make(other, REQUEST);
+	fromCpu = await make(other, REQUEST);
 	await other.context().close();
-	assert.ok(psnr(first.pixels, cpu.pixels) > 45, `${psnr(first.pixels, cpu.pixels)} dB`);
+	assert.ok(psnr(first.pixels, fromCpu.pixels) > 45, `${psnr(first.pixels, fromCpu.pixels)} dB`);
 });
 
 test('the GPU repeats itself to the bit', async () => {
@@ -89,6 +92,114 @@ test(
 		const cpu = await make(other, REQUEST);
 		await other.context().close();
 		assert.ok(psnr(gpu.pixels, cpu.pixels) >= 45, `${psnr(gpu.pixels, cpu.pixels)} dB`);
+	},
+);
+
+/** Changes a line of a kernel on its way to the driver. */
+const rewrite = (from, to) => `{
+	const { createShaderModule } = GPUDevice.prototype;
+	GPUDevice.prototype.createShaderModule = function (descriptor) {
+		descriptor.code = descriptor.code.replace(${JSON.stringify(from)}, ${JSON.stringify(to)});
+		return createShaderModule.call(this, descriptor);
+	};
+}`;
+
+/** The kernel has the line that a test is about to change, or the test would prove nothing. */
+async function assertLine(kernel, line) {
+	const text = await readFile(new URL(`../../crate/src/kernels/${kernel}`, import.meta.url), 'utf8');
+	assert.ok(text.includes(line), `${kernel} has no line ${line}`);
+}
+
+/** A GPU that was tampered with gives no clip: the run ends with an error in the self-test, before it draws. */
+async function assertNoClip(inject, code, button) {
+	const other = await site.open(`${TINY}&device=webgpu`, { inject });
+	const { error, progress } = await generate(other, REQUEST);
+	assert.equal(error?.code, code, error?.message ?? 'a clip was made');
+	await assertFailure(other, code, button);
+	const stages = new Set(progress.map(({ stage }) => stage));
+	assert.ok(stages.has('warmup') && !stages.has('text') && !stages.has('denoise'), [...stages].join(', '));
+	assert.equal(await other.locator('#player').isVisible(), false);
+	assert.equal(await other.evaluate(() => document.querySelector('kinora-video').result), undefined);
+	return { other, error };
+}
+
+/** The way out that the page offers leads to the clip that the CPU makes. */
+async function takeTheCpu(other) {
+	const recovered = outcome(other);
+	await other.click('#failure-action');
+	const made = await recovered;
+	assert.equal(made.engine?.device, 'cpu', made.error?.message);
+	assert.equal(made.hash, fromCpu.hash);
+	await other.context().close();
+}
+
+// What the kernel does, its file, the line that does it, what that line becomes, and the check that has to notice.
+const WRONG = [
+	['adds with the wrong sign', 'linear.wgsl', 'v += bias[col];', 'v -= bias[col];', 'linear f32'],
+	// As a driver that skips a kernel in silence.
+	[
+		'writes nothing',
+		'linear.wgsl',
+		'out[row * info.cols + col] = activate(v);',
+		'if (info.depth == 0u) { out[row * info.cols + col] = activate(v); }',
+		'linear f32',
+	],
+	['takes away what it should add', 'conv2d.wgsl', 'v += residual[to];', 'v -= residual[to];', 'convolution'],
+];
+for (const [what, kernel, from, to, check] of WRONG) {
+	test(`a kernel in ${kernel} that ${what}: numeric, with the CPU as the way out`, { timeout: 300_000 }, async () => {
+		await assertLine(kernel, from);
+		const { other, error } = await assertNoClip(rewrite(from, to), 'numeric', 'Use the CPU instead');
+		assert.ok(error.message.includes(`its ${check} is off by`), error.message);
+		assert.match(await other.locator('#failure-text').innerText(), /computes wrong results.+ more time/);
+		// Thrown in the worker: a structured clone of the error would have lost both.
+		assert.equal(error.retryable, false);
+		assert.match(error.cause, /^Error: The computation gave wrong values/);
+		await takeTheCpu(other);
+	});
+}
+
+test(
+	'a shader that the driver refuses: unsupported-feature, and the CPU can be chosen',
+	{ timeout: 300_000 },
+	async () => {
+		const line = 'v += bias[col];';
+		await assertLine('linear.wgsl', line);
+		const { other, error } = await assertNoClip(
+			rewrite(line, 'v += no_such_array[col];'),
+			'unsupported-feature',
+			'Use the CPU instead',
+		);
+		assert.match(error.message, /the graphics device refused a command/);
+		await other.selectOption('#device', 'cpu');
+		assert.equal((await make(other, REQUEST)).hash, fromCpu.hash);
+		await other.context().close();
+	},
+);
+
+/** Reports a lack of memory for the first buffer of the weights as a driver does: later, and not to the caller. */
+const NO_MEMORY = `{
+	let loading = false;
+	addEventListener('message', ({ data }) => (loading ||= data.call === 'load'));
+	const { createBuffer } = GPUDevice.prototype;
+	GPUDevice.prototype.createBuffer = function (descriptor) {
+		if (loading) {
+			loading = false;
+			const error = new GPUOutOfMemoryError('no memory for a buffer');
+			queueMicrotask(() => this.dispatchEvent(new GPUUncapturedErrorEvent('uncapturederror', { error })));
+		}
+		return createBuffer.call(this, descriptor);
+	};
+}`;
+
+test(
+	'a GPU without memory for the weights: out-of-memory, with the CPU as the way out',
+	{ timeout: 300_000 },
+	async () => {
+		const { other, error } = await assertNoClip(NO_MEMORY, 'out-of-memory', 'Use the CPU instead');
+		assert.match(await other.locator('#failure-text').innerText(), /ran out of memory.+ more time/);
+		assert.equal(error.retryable, true);
+		await takeTheCpu(other);
 	},
 );
 

@@ -15,7 +15,9 @@ function readArguments() {
 			options: { seed: { type: 'string' }, out: { type: 'string' }, device: { type: 'string' } },
 		});
 	} catch (error) {
-		throw new Failure(`${error.message}. Usage: demo ["PROMPT"] [--seed N] [--out clip.mp4] [--device webgpu|cpu]`);
+		// Node explains some mistakes over several lines; the first one says what is wrong.
+		const reason = error.message.split('\n')[0].replace(/\.$/, '');
+		throw new Failure(`${reason}. Usage: demo ["PROMPT"] [--seed N] [--out clip.mp4] [--device webgpu|cpu]`);
 	}
 	const { values, positionals } = parsed;
 	if (values.device !== undefined && !['webgpu', 'cpu'].includes(values.device)) {

@@ -11,7 +11,15 @@ declare const __BUILD__: string;
 const CANCEL_PATIENCE = 1500;
 
 /** After these the engine is gone, full, half built or suspect. A failed module import would also be remembered. */
-const FATAL: readonly ErrorCode[] = ['device-lost', 'out-of-memory', 'tensor', 'numeric', 'wasm', 'internal'];
+const FATAL: readonly ErrorCode[] = [
+	'device-lost',
+	'out-of-memory',
+	'unsupported-feature',
+	'tensor',
+	'numeric',
+	'wasm',
+	'internal',
+];
 
 interface Pending {
 	resolve: (value: never) => void;

@@ -6,8 +6,10 @@
  * frames; one that the manifest offers, its first if absent), `loras` (addresses of LoRA files with spaces between, each
  * with its strength behind an equals sign unless that is 1: `ink.safetensors fog.safetensors=0.6`), `device` (`auto`,
  * `webgpu` or `cpu`), `limits` (`default` asks the GPU for the WebGPU default limits only), `prompts` (address of a prompt
- * pack, in place of the one that the manifest may name), `text-encoder` (`resident`, `streamed` or `auto`). Events:
- * `statechange`, `progress`, `frame`, `notice`, `result`, `error`.
+ * pack, in place of the one that the manifest may name), `text-encoder` (`resident`, `streamed` or `auto`), `keep-frames`
+ * (`no` where the pixels of the finished clip are not wanted: they go to the video encoder as they come, and
+ * `result.frames` is empty, as it is for every clip of more than 128 MiB of pixels). Events: `statechange`, `progress`,
+ * `frame`, `notice`, `result`, `error`.
  */
 import { Client } from './client.js';
 import { newSeed, seedOf, sizeOf } from './clip.js';
@@ -21,6 +23,7 @@ import { lorasOf, weighted, type WeightedLora } from './loras.js';
 import { parseManifest, type ClipSize } from './manifest.js';
 import { STAGES } from './messages.js';
 import { Pace, Progress, type Stage } from './progress.js';
+import { Screen } from './screen.js';
 import type { GenerateEvent, OpenArguments } from './protocol.js';
 
 export type * from './events.js';
@@ -50,7 +53,7 @@ export class KinoraVideo extends HTMLElement {
 	static readonly observedAttributes = ['src', 'device', 'limits', 'size', 'prompts', 'text-encoder'];
 
 	readonly #client = new Client();
-	readonly #canvas = document.createElement('canvas');
+	readonly #screen = new Screen();
 	readonly #video = document.createElement('video');
 	#found: Promise<Found> | undefined;
 	/** An attribute is not what it was when the engine was opened. */
@@ -68,13 +71,11 @@ export class KinoraVideo extends HTMLElement {
 		const sheet = new CSSStyleSheet();
 		sheet.replaceSync(STYLE);
 		root.adoptedStyleSheets = [sheet];
-		this.#canvas.setAttribute('part', 'canvas');
-		this.#canvas.setAttribute('aria-hidden', 'true');
 		this.#video.setAttribute('part', 'video');
 		this.#video.muted = true;
 		this.#video.playsInline = true;
 		this.#video.loop = true;
-		root.append(document.createElement('slot'), this.#canvas, this.#video);
+		root.append(document.createElement('slot'), this.#screen.canvas, this.#video);
 	}
 
 	connectedCallback(): void {
@@ -312,7 +313,7 @@ export class KinoraVideo extends HTMLElement {
 			throw new KinoraError('encode', 'This browser has no WebCodecs video encoder.');
 		}
 		// Fetched now, so that a generation later needs no network at all.
-		const encoding = import('./encode.js');
+		const encoding = import('./recording.js');
 		encoding.catch(() => undefined);
 		const opened = await this.#client.open(this.#openArguments(device, text), {
 			signal,
@@ -321,7 +322,7 @@ export class KinoraVideo extends HTMLElement {
 		this.#changed = false;
 		// Before the weights as well. A browser remembers an import that failed, and a page that has been replaced meanwhile
 		// names a file that is gone: only a fresh page helps.
-		const { encodeClip } = await unlessAborted(encoding, signal).catch((cause: unknown) => {
+		const { encodeClip, Recording, KEPT_BYTES } = await unlessAborted(encoding, signal).catch((cause: unknown) => {
 			throw signal.aborted
 				? cause
 				: new KinoraError('wasm', 'The video encoder could not be downloaded.', { retryable: true, cause });
@@ -353,24 +354,47 @@ export class KinoraVideo extends HTMLElement {
 		this.#setState('generating');
 		report('text', 0);
 		const frames: Uint8Array[] = [];
+		const marking = { model: manifest.name, software: `Kinora ${opened.info.engine}`, seed: request.seed };
 		const course = new Course();
+		const failed = new AbortController();
+		let recording: InstanceType<typeof Recording> | undefined;
+		const take = (rgba: Uint8Array, index: number) => {
+			if (recording) {
+				recording.add(rgba);
+			} else {
+				frames[index] = rgba;
+			}
+		};
+		this.#screen.stop();
 		const onEvent = (event: GenerateEvent) => {
-			this.#follow(event, frames);
+			if (event.kind === 'text' && (!this.#keeps || 4 * event.width * event.height * event.frames > KEPT_BYTES)) {
+				recording = new Recording(event, marking);
+				recording.failure.catch((error: unknown) => failed.abort(error));
+			}
+			this.#follow(event, manifest.fps, take);
 			const told = course.report(event);
 			if (told) {
 				report(told.stage, told.fraction, told.text);
 			}
 		};
-		const made = await this.#client.call('generate', request, { signal, onEvent });
+		const either = AbortSignal.any([signal, failed.signal]);
+		const made = await this.#client.call('generate', request, { signal: either, onEvent }).catch((error: unknown) => {
+			recording?.cancel();
+			throw failed.signal.aborted && !signal.aborted ? failed.signal.reason : error;
+		});
 		this.#setState('encoding');
 		report('encode', 0);
 		const encodeStarted = performance.now();
 		const { width, height, fps } = made;
-		const { refused, ...encoded } = await encodeClip(
-			{ frames, width, height, fps },
-			{ model: manifest.name, software: `Kinora ${opened.info.engine}`, seed: request.seed },
-			{ signal, onProgress: (fraction) => report('encode', fraction) },
-		);
+		const { refused, ...encoded } = recording
+			? await unlessAborted(recording.finish(), signal).catch((error: unknown) => {
+					recording?.cancel();
+					throw error;
+				})
+			: await encodeClip({ frames, width, height, fps }, marking, {
+					signal,
+					onProgress: (fraction) => report('encode', fraction),
+				});
 		const ended = performance.now();
 		report('encode', 1);
 		return {
@@ -380,6 +404,7 @@ export class KinoraVideo extends HTMLElement {
 			fps,
 			seed: request.seed,
 			frames,
+			frameCount: made.frames,
 			model: manifest.name,
 			engine,
 			unknownWords,
@@ -433,27 +458,33 @@ export class KinoraVideo extends HTMLElement {
 		return loaded;
 	}
 
-	#follow(event: GenerateEvent, frames: Uint8Array[]): void {
+	/** Whether the pixels of a finished clip are wanted beside the file. */
+	get #keeps(): boolean {
+		return this.getAttribute('keep-frames') !== 'no';
+	}
+
+	#follow(event: GenerateEvent, fps: number, take: (rgba: Uint8Array, index: number) => void): void {
 		if (event.kind === 'preview') {
-			this.#draw({ index: undefined, frames: 0, width: event.width, height: event.height, rgba: event.rgba });
+			const { width, height, rgba } = event;
+			const frame = { index: undefined, frames: 0, width, height, rgba };
+			this.#screen.preview(frame);
+			this.#drawn(frame);
 		} else if (event.kind === 'frames') {
 			const size = event.rgba.length / event.count;
 			const { width, height } = event;
 			for (let offset = 0; offset < event.count; offset++) {
 				const rgba = event.rgba.subarray(offset * size, (offset + 1) * size);
-				frames[event.first + offset] = rgba;
-				this.#draw({ index: event.first + offset, frames: event.frames, width, height, rgba });
+				const frame = { index: event.first + offset, frames: event.frames, width, height, rgba };
+				take(rgba, frame.index);
+				this.#screen.play(frame, fps);
+				this.#drawn(frame);
 			}
 		}
 	}
 
-	#draw(frame: FrameDetail): void {
+	#drawn(frame: FrameDetail): void {
 		this.#shape(frame);
-		this.#canvas.width = frame.width;
-		this.#canvas.height = frame.height;
-		const pixels = new ImageData(new Uint8ClampedArray(frame.rgba), frame.width, frame.height);
-		this.#canvas.getContext('2d')?.putImageData(pixels, 0, 0);
-		this.#canvas.classList.add('shown');
+		this.#screen.canvas.classList.add('shown');
 		this.#video.classList.remove('shown');
 		this.#emit('frame', frame);
 	}
@@ -473,13 +504,15 @@ export class KinoraVideo extends HTMLElement {
 			this.#video.play().catch(() => undefined);
 		}
 		await first;
+		this.#screen.stop();
 		this.#video.classList.add('shown');
 	}
 
 	/** After a run without a result: the last clip again, or nothing, but no half-finished picture. */
 	#restore(): void {
 		this.#shape(this.#result ?? sizeOf(this.getAttribute('size')));
-		this.#canvas.classList.remove('shown');
+		this.#screen.stop();
+		this.#screen.canvas.classList.remove('shown');
 		this.#video.classList.toggle('shown', this.#result !== undefined);
 	}
 

@@ -15,9 +15,10 @@ import { KinoraError, aborted } from './errors.js';
 export const DIGITAL_SOURCE_TYPE = 'http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia';
 
 /** Milliseconds without a packet: a browser may accept a codec it cannot run and then neither fail nor deliver. */
-const PATIENCE = 20_000;
+export const PATIENCE = 20_000;
 
-interface Rung {
+/** A codec in its container. */
+export interface Rung {
 	codec: VideoCodec;
 	container: 'mp4' | 'webm';
 	hardwareAcceleration: 'no-preference' | 'prefer-software';
@@ -32,12 +33,15 @@ const LADDER: readonly Rung[] = [
 	{ codec: 'vp8', container: 'webm', hardwareAcceleration: 'no-preference' },
 ];
 
-export interface Clip {
-	/** RGBA of each frame, width * height * 4 bytes. */
-	frames: readonly Uint8Array[];
+export interface ClipShape {
 	width: number;
 	height: number;
 	fps: number;
+}
+
+export interface Clip extends ClipShape {
+	/** RGBA of each frame, width * height * 4 bytes. */
+	frames: readonly Uint8Array[];
 }
 
 export interface Marking {
@@ -71,75 +75,112 @@ function tags(marking: Marking, container: Rung['container']) {
 	};
 }
 
+/** One video file in the making, with one codec. */
+export class Writer {
+	readonly #rung: Rung;
+	readonly #shape: ClipShape;
+	readonly #target = new BufferTarget();
+	readonly #format: Mp4OutputFormat | WebMOutputFormat;
+	readonly #output: Output;
+	readonly #source: VideoSampleSource;
+	#frames = 0;
+	#packets = 0;
+
+	/** `onPacket` hears of every frame that comes out of the encoder, with their number so far. */
+	constructor(rung: Rung, shape: ClipShape, marking: Marking, onPacket: (packets: number) => void = () => undefined) {
+		this.#rung = rung;
+		this.#shape = shape;
+		this.#format = rung.container === 'mp4' ? new Mp4OutputFormat({ fastStart: 'in-memory' }) : new WebMOutputFormat();
+		this.#output = new Output({ format: this.#format, target: this.#target });
+		this.#source = new VideoSampleSource({
+			codec: rung.codec,
+			quality: new Quality('very-high'),
+			hardwareAcceleration: rung.hardwareAcceleration,
+			onEncodedPacket: () => onPacket(++this.#packets),
+		});
+		this.#output.addVideoTrack(this.#source, { frameRate: shape.fps });
+		this.#output.setMetadataTags(tags(marking, rung.container));
+	}
+
+	start(): Promise<void> {
+		return this.#output.start();
+	}
+
+	/** Takes the next frame; done when the encoder can take another. */
+	async add(rgba: Uint8Array): Promise<void> {
+		const { width, height, fps } = this.#shape;
+		const sample = new VideoSample(rgba, {
+			// The fourth byte is always opaque; saying so keeps encoders from looking for transparency.
+			format: 'RGBX',
+			codedWidth: width,
+			codedHeight: height,
+			timestamp: this.#frames++ / fps,
+			duration: 1 / fps,
+		});
+		try {
+			await this.#source.add(sample);
+		} finally {
+			sample.close();
+		}
+	}
+
+	/** The file, once every frame has come out. */
+	async finish(): Promise<Omit<EncodedClip, 'refused'>> {
+		await this.#output.finalize();
+		if (this.#packets !== this.#frames || this.#target.buffer === null) {
+			throw new Error(`${this.#packets} of ${this.#frames} frames came out`);
+		}
+		const mimeType = await this.#output.getMimeType();
+		return {
+			blob: new Blob([this.#target.buffer], { type: mimeType }),
+			mimeType,
+			codec: this.#rung.codec,
+			extension: this.#format.fileExtension,
+		};
+	}
+
+	/** Ends it without a file, also where the encoder has failed. */
+	async cancel(): Promise<void> {
+		await this.#output.cancel().catch(() => undefined);
+	}
+}
+
 async function encodeWith(
 	rung: Rung,
 	clip: Clip,
 	marking: Marking,
 	options: EncodeOptions,
 ): Promise<Omit<EncodedClip, 'refused'>> {
-	const target = new BufferTarget();
-	const format = rung.container === 'mp4' ? new Mp4OutputFormat({ fastStart: 'in-memory' }) : new WebMOutputFormat();
-	const output = new Output({ format, target });
-	let packets = 0;
-	const source = new VideoSampleSource({
-		codec: rung.codec,
-		quality: new Quality('very-high'),
-		hardwareAcceleration: rung.hardwareAcceleration,
-		onEncodedPacket: () => {
-			packets++;
-			options.onProgress?.(packets / clip.frames.length);
-		},
-	});
-	const stop = () => void output.cancel().catch(() => undefined);
+	const writer = new Writer(rung, clip, marking, (packets) => options.onProgress?.(packets / clip.frames.length));
+	const stop = () => void writer.cancel();
 	options.signal?.addEventListener('abort', stop, { once: true });
-	output.addVideoTrack(source, { frameRate: clip.fps });
-	output.setMetadataTags(tags(marking, rung.container));
 	try {
-		await output.start();
-		for (const [index, rgba] of clip.frames.entries()) {
+		await writer.start();
+		for (const rgba of clip.frames) {
 			if (options.signal?.aborted) {
 				throw aborted();
 			}
-			const sample = new VideoSample(rgba, {
-				// The fourth byte is always opaque; saying so keeps encoders from looking for transparency.
-				format: 'RGBX',
-				codedWidth: clip.width,
-				codedHeight: clip.height,
-				timestamp: index / clip.fps,
-				duration: 1 / clip.fps,
-			});
-			try {
-				await source.add(sample);
-			} finally {
-				sample.close();
-			}
+			await writer.add(rgba);
 		}
-		await output.finalize();
+		return await writer.finish();
 	} catch (error) {
-		await output.cancel().catch(() => undefined);
+		await writer.cancel();
 		throw error;
 	} finally {
 		options.signal?.removeEventListener('abort', stop);
 	}
-	if (packets !== clip.frames.length || target.buffer === null) {
-		throw new Error(`${packets} of ${clip.frames.length} frames came out`);
-	}
-	const mimeType = await output.getMimeType();
-	return {
-		blob: new Blob([target.buffer], { type: mimeType }),
-		mimeType,
-		codec: rung.codec,
-		extension: format.fileExtension,
-	};
 }
 
 /** One attempt, ended when it falls silent or is no longer wanted, even where the encoder itself never answers. */
-function attempt(
+async function attempt(
 	rung: Rung,
 	clip: Clip,
 	marking: Marking,
 	{ signal, onProgress }: EncodeOptions,
 ): Promise<Omit<EncodedClip, 'refused'>> {
+	if (signal?.aborted) {
+		throw aborted();
+	}
 	const stop = new AbortController();
 	return new Promise((resolve, reject) => {
 		let timer: ReturnType<typeof setTimeout> | undefined;
@@ -177,11 +218,20 @@ function attempt(
  * in browsers that then fail, and throws in others.
  */
 export async function encodeClip(clip: Clip, marking: Marking, options: EncodeOptions = {}): Promise<EncodedClip> {
+	const { encoded, refused } = await firstThatEncodes(clip, marking, options);
+	return { ...encoded, refused };
+}
+
+/** As `encodeClip`, and which codec it was. */
+export async function firstThatEncodes(
+	clip: Clip,
+	marking: Marking,
+	options: EncodeOptions = {},
+): Promise<{ rung: Rung; encoded: Omit<EncodedClip, 'refused'>; refused: string[] }> {
 	const refused: string[] = [];
 	for (const rung of LADDER) {
 		try {
-			const encoded = await attempt(rung, clip, marking, options);
-			return { ...encoded, refused };
+			return { rung, encoded: await attempt(rung, clip, marking, options), refused };
 		} catch (error) {
 			if (options.signal?.aborted) {
 				throw aborted();

@@ -57,8 +57,9 @@ export interface VideoResult extends Omit<EncodedClip, 'refused'> {
 	height: number;
 	fps: number;
 	seed: number;
-	/** RGBA of every frame, as decoded, before the video codec. */
+	/** RGBA of every frame, as decoded, before the video codec; empty where they were not kept, see `keep-frames`. */
 	frames: Uint8Array[];
+	frameCount: number;
 	model: string;
 	engine: EngineInfo;
 	unknownWords: string[];
@@ -75,7 +76,7 @@ export interface VideoResult extends Omit<EncodedClip, 'refused'> {
 export interface GenerateOptions {
 	prompt?: string;
 	seed?: number;
-	/** Other than the attribute `size`, in pixels and frames. */
+	/** Other than the attribute `size`, in pixels and frames; see `longest` of the manifest for other numbers of frames. */
 	width?: number;
 	height?: number;
 	frames?: number;

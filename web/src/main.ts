@@ -9,8 +9,9 @@ import {
 } from './element.js';
 import { KinoraError, toKinoraError, unlessAborted } from './errors.js';
 import { megabytes, quoted, roughly, seconds } from './format.js';
-import type { ClipSize, ModelManifest } from './manifest.js';
+import type { ModelManifest } from './manifest.js';
 import { ACTIONS, STAGES, consent, deviceNotice, explain, needs, type Action } from './messages.js';
+import { chosenSize, offerSizes } from './sizes.js';
 
 declare const __ENGINE_BYTES__: number;
 
@@ -32,6 +33,7 @@ const form = element('form', HTMLFormElement);
 const prompt = element('prompt', HTMLTextAreaElement);
 const seed = element('seed', HTMLInputElement);
 const size = element('size', HTMLSelectElement);
+const length = element('length', HTMLInputElement);
 const device = element('device', HTMLSelectElement);
 const generate = element('generate', HTMLButtonElement);
 const running = element('running', HTMLElement);
@@ -82,6 +84,7 @@ function panel(shown: HTMLElement | undefined): void {
 	generate.disabled = busy;
 	device.disabled = busy;
 	size.disabled = busy;
+	length.disabled = busy;
 	if (!busy) {
 		document.title = TITLE;
 	}
@@ -154,7 +157,7 @@ function showAvailability(available: Availability): void {
 
 /** What the chosen clip needs: by the manifest, or by the engine once that is there. */
 function showNeeds({ manifest, device: used, stored }: Availability, plan?: ClipPlan): void {
-	const chosen = { ...manifest.sizes[0], ...sizeOf(size.value) };
+	const chosen = { ...manifest.sizes[0], ...sizeOf(video.getAttribute('size')) };
 	put(
 		'needs',
 		needs(stored || video.loaded ? 0 : manifest.totalBytes, plan?.memory ?? memoryOf(manifest, chosen, used)),
@@ -162,25 +165,20 @@ function showNeeds({ manifest, device: used, stored }: Availability, plan?: Clip
 }
 
 /** A choice where there is one; what was chosen stays chosen as long as the model offers it. */
-function showSizes({ sizes, fps }: ModelManifest): void {
-	const several = new Set(sizes.map(({ frames }) => frames)).size > 1;
-	const name = ({ width, height, frames }: ClipSize) =>
-		several ? `${width} × ${height}, ${seconds((frames / fps) * 1000)}` : `${width} × ${height}`;
-	const asked = sizeOf(video.getAttribute('size'));
-	const fits = (offered: ClipSize) =>
-		asked.width === offered.width &&
-		asked.height === offered.height &&
-		(asked.frames ?? offered.frames) === offered.frames;
-	const found = sizes.findIndex(fits);
-	size.replaceChildren(...sizes.map((each) => new Option(name(each), `${each.width}x${each.height}x${each.frames}`)));
-	size.selectedIndex = Math.max(found, 0);
-	element('size-field', HTMLElement).hidden = sizes.length < 2;
-	const refused = asked.width !== undefined && found < 0;
-	put(
-		'size-notice',
-		refused ? `This model does not make ${video.getAttribute('size')}; it will be ${name(sizes[0])}.` : undefined,
-	);
-	video.setAttribute('size', size.value);
+function showSizes(manifest: ModelManifest): void {
+	const { chosen, refused } = offerSizes({ size, length }, manifest, video.getAttribute('size'));
+	element('size-field', HTMLElement).hidden = size.options.length < 2;
+	element('length-field', HTMLElement).hidden = manifest.longest === undefined;
+	put('size-notice', refused && `This model does not make ${video.getAttribute('size')}; it will be ${refused}.`);
+	video.setAttribute('size', chosen);
+}
+
+/** Takes over what the fields say. */
+function chooseSize(manifest: ModelManifest): void {
+	if (size.options.length > 0) {
+		const { width, height, frames } = chosenSize({ size, length }, manifest);
+		video.setAttribute('size', `${width}x${height}x${frames}`);
+	}
 }
 
 /** Shows what can be done here; an answer that another look has overtaken is dropped. */
@@ -222,7 +220,9 @@ async function start(): Promise<void> {
 	element('stage', HTMLElement).scrollIntoView({ block: 'nearest', behavior: calm ? 'auto' : 'smooth' });
 	try {
 		// The size that is asked for is known to be offered once the manifest is there.
-		showSizes((await unlessAborted(video.availability(), signal)).manifest);
+		const { manifest } = await unlessAborted(video.availability(), signal);
+		chooseSize(manifest);
+		showSizes(manifest);
 		showResult(await video.generate({ signal }));
 	} catch (thrown) {
 		const error = toKinoraError(thrown);
@@ -257,9 +257,9 @@ function showResult(result: VideoResult): void {
 	URL.revokeObjectURL(save.href);
 	save.href = URL.createObjectURL(result.blob);
 	save.download = `kinora-${result.seed}${result.extension}`;
-	const length = (result.frames.length / result.fps) * 1000;
+	const lasts = (result.frameCount / result.fps) * 1000;
 	element('caption', HTMLElement).textContent =
-		`AI-generated · ${seconds(length)} · ${result.width} × ${result.height} · seed ${result.seed}`;
+		`AI-generated · ${seconds(lasts)} · ${result.width} × ${result.height} · seed ${result.seed}`;
 	loop.setAttribute('aria-pressed', String(video.video.loop));
 	const parts: [string, number][] = [
 		['engine', timings.engine],
@@ -284,7 +284,7 @@ function showResult(result: VideoResult): void {
 		used === 'webgpu' ? `GPU (${adapter}${software ? ', emulated' : ''})` : 'CPU';
 	labelPlay();
 	hand(player, play);
-	say(`The video is ready: ${seconds(length)}, seed ${result.seed}.`);
+	say(`The video is ready: ${seconds(lasts)}, seed ${result.seed}.`);
 }
 
 function labelPlay(): void {
@@ -314,10 +314,17 @@ function listen(): void {
 	element('new-seed', HTMLButtonElement).addEventListener('click', () => {
 		seed.value = String(newSeed());
 	});
-	size.addEventListener('change', () => {
-		video.setAttribute('size', size.value);
-		void video.availability().then(showNeeds, () => undefined);
-	});
+	for (const field of [size, length]) {
+		field.addEventListener('change', () => {
+			void video.availability().then(
+				(available) => {
+					chooseSize(available.manifest);
+					showNeeds(available);
+				},
+				() => undefined,
+			);
+		});
+	}
 	device.addEventListener('change', () => {
 		video.setAttribute('device', device.value);
 		void look();

@@ -36,6 +36,13 @@ export interface ModelManifest {
 	fps: number;
 	/** Every clip that is offered, the default first. */
 	sizes: [ClipSize, ...ClipSize[]];
+	/**
+	 * The most frames of a clip, where it may have any number of them that is a multiple of `frameStep`, plus 1; undefined
+	 * where only the offered numbers are made.
+	 */
+	longest: number | undefined;
+	/** Frames that one latent frame stands for. */
+	frameStep: number;
 	vocabulary: string[];
 	examples: string[];
 	/** WebGPU features the adapter must offer. */
@@ -124,6 +131,19 @@ function clipSizes(video: Json): [ClipSize, ...ClipSize[]] {
 	return [first, ...rest];
 }
 
+/** Models that make a clip chunk by chunk make it as long as they are asked to, up to the end of their positions. */
+function lengths(manifest: Json): Pick<ModelManifest, 'longest' | 'frameStep'> {
+	const upscales = 'autoencoder' in manifest ? object(manifest, 'autoencoder')['decoder_time_upscale'] : [];
+	const frameStep = 2 ** (Array.isArray(upscales) ? upscales : []).filter(Boolean).length;
+	const positions = 'transformer' in manifest ? object(manifest, 'transformer')['rope_max_seq_len'] : undefined;
+	const causal = object(manifest, 'sampler')['causal'] ?? undefined;
+	return {
+		longest:
+			causal !== undefined && Number.isSafeInteger(positions) ? (Number(positions) - 1) * frameStep + 1 : undefined,
+		frameStep,
+	};
+}
+
 /** Entries that cannot be read are left out: the figures are only shown, and the engine has its own. */
 function clipNeeds(requires: Json): ClipNeeds[] {
 	return ('clips' in requires ? list(requires, 'clips') : []).flatMap((value) => {
@@ -194,6 +214,7 @@ export function parseManifest(json: string): ModelManifest {
 		steps: list(object(manifest, 'sampler'), 'sigmas').length,
 		fps: count(video['fps'], 'the frame rate'),
 		sizes: clipSizes(video),
+		...lengths(manifest),
 		vocabulary: strings('vocabulary' in manifest ? list(manifest, 'vocabulary') : []),
 		examples: strings('examples' in manifest ? list(manifest, 'examples') : []),
 		features: strings('features' in requires ? list(requires, 'features') : []),

@@ -8,6 +8,12 @@ import type { ErrorCode } from './errors.js';
 /** Milliseconds after which a GPU that has not answered counts as absent. */
 export const ADAPTER_TIMEOUT = 5000;
 
+/**
+ * Asked of every adapter, whatever the manifest says: burn's runtime panics in a browser without timestamp queries, so
+ * the engine refuses such an adapter (`crate/src/gpu.rs`). Known here, it costs no download and the CPU takes over.
+ */
+const ENGINE_FEATURES: readonly string[] = ['timestamp-query'];
+
 export interface ProbeReport {
 	/** What to use unless the visitor says otherwise. */
 	device: Device;
@@ -41,6 +47,7 @@ export function withoutGpu(problem: ProbeReport['problem'], adapter?: string, mi
 	return { device: 'cpu', adapter, software: false, problem, missing };
 }
 
+/** @param features what the model asks of an adapter beyond the engine's own needs */
 export async function probe(features: string[]): Promise<ProbeReport> {
 	const { gpu } = navigator as { gpu?: GPU };
 	if (gpu === undefined) {
@@ -51,7 +58,8 @@ export async function probe(features: string[]): Promise<ProbeReport> {
 		return withoutGpu('no-adapter');
 	}
 	const name = describe(adapter.info);
-	const missing = features.filter((feature) => !adapter.features.has(feature));
+	const needed = new Set([...ENGINE_FEATURES, ...features]);
+	const missing = [...needed].filter((feature) => !adapter.features.has(feature));
 	if (missing.length > 0) {
 		return withoutGpu('unsupported-feature', name, missing);
 	}

@@ -315,6 +315,7 @@ async function run(
 		return [value, performance.now() - begun];
 	};
 	let previewTime = 0;
+	let given = 0;
 	emit({ kind: 'text', width, height, frames, fps, steps });
 	const denoise = async () => {
 		await checkpoint(signal);
@@ -325,8 +326,8 @@ async function run(
 		timings.steps.push(milliseconds);
 		emit({ kind: 'step', index: step.index, steps: step.steps, sigma: step.sigma });
 		// One preview in any case, and more where they are cheaper than the steps between them. The last estimate is the
-		// clip itself, which is decoded next.
-		if (step.index + 1 < steps && previewTime <= milliseconds) {
+		// clip itself, which is decoded next; and once finished frames can be watched nobody needs estimates.
+		if (step.index + 1 < steps && given === 0 && previewTime <= milliseconds) {
 			await checkpoint(signal);
 			const [rgba, spent] = await time(generation.preview());
 			previewTime = spent;
@@ -343,6 +344,7 @@ async function run(
 		}
 		timings.decode += milliseconds;
 		const { first, count, rgba } = batch;
+		given = first + count;
 		emit({ kind: 'frames', width, height, frames, first, count, rgba }, [rgba.buffer as ArrayBuffer]);
 		return true;
 	};
