@@ -131,9 +131,10 @@ def sample(manifest, models, noise, text, fresh=None, free=None):
     that guidance leads away from."""
     sampler = manifest["sampler"]
     sigmas = schedule(sampler)
+    told = sampler.get("timesteps") or [sampler["timestep_scale"] * sigma for sigma in sigmas]
     latents = noise
     for index, (sigma, following) in enumerate(zip(sigmas, sigmas[1:])):
-        timesteps = torch.full((latents.shape[1],), sampler["timestep_scale"] * sigma)
+        timesteps = torch.full((latents.shape[1],), told[index])
         velocity = denoise(manifest, models, latents, timesteps, text)
         if free is not None:
             without = denoise(manifest, models, latents, timesteps, free)
