@@ -24,7 +24,7 @@ usage() {
 Usage: ./build.sh COMMAND [ARGUMENTS]
 
   demo "PROMPT" [...]   make a clip of the prompt in a headless browser; arguments go to web/scripts/demo.mjs
-  serve [...]           serve the page on this machine and print its address
+  serve [--model DIR]   serve the page on this machine and print its address, with a packed model beside it
   test                  run every check; the last line is "N passed, N failed"
   dist                  write the page as a folder of static files, ./dist
   bench [...]           time devices and kernels against each other and print ratios

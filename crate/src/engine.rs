@@ -404,7 +404,7 @@ impl Engine {
         fresh: impl FnOnce() -> Vec<f32>,
     ) -> Result<(Vec<f32>, Vec<f32>)> {
         let config = &self.manifest.sampler;
-        let timesteps = vec![(sampler.sigma(index) * config.timestep_scale) as f32; shape[1]];
+        let timesteps = vec![sampler.timestep(index) as f32; shape[1]];
         let (denoiser, compute) = (&self.denoiser, &self.compute);
         let input = Input { latents, shape, timesteps: &timesteps, text: &text.captioned };
         let mut velocity = match past {

@@ -76,8 +76,10 @@ impl Chunk {
         let length = config.causal.as_ref().map_or(clip[1], |causal| causal.chunk_frames);
         let shape = [clip[0], length.min(clip[1] - before), clip[2], clip[3]];
         let first = config.causal.as_ref().and_then(|causal| causal.first_sigmas.clone()).filter(|_| index == 0);
-        let sigmas = first.unwrap_or_else(|| config.sigmas.clone());
-        let sampler = Sampler::new(&SamplerConfig { sigmas, ..config.clone() });
+        let sampler = Sampler::new(&match first {
+            Some(sigmas) => SamplerConfig { sigmas, timesteps: None, ..config.clone() },
+            None => config.clone(),
+        });
         let latents = sampler.start(noise::normal(seed, stream(index, 0), shape.iter().product()));
         Self { index, shape, sampler, done: 0, clean: latents.clone(), latents }
     }

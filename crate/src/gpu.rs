@@ -138,7 +138,8 @@ fn watch(device: &wgpu::Device) -> Arc<Faults> {
     device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
         on_error.report(match error {
             wgpu::Error::OutOfMemory { source } => Error::OutOfMemory(source.to_string()),
-            other => Error::Internal(format!("the graphics device refused a command: {other}")),
+            // A driver that cannot compile a shader of ours will not learn it: the CPU has to do the work.
+            other => Error::UnsupportedFeature(format!("the graphics device refused a command: {other}")),
         });
     }));
     faults

@@ -35,6 +35,50 @@ fn sizes_are_found_or_all_of_them_named() {
     }
 }
 
+#[test]
+fn timesteps_belong_to_the_sigmas() {
+    let steps = toy::manifest()["sampler"]["sigmas"].as_array().unwrap().len();
+    let with = |timesteps: Value, first: bool| {
+        let mut model = toy::manifest();
+        model["sampler"]["timesteps"] = timesteps;
+        if first {
+            model["sampler"]["causal"] = json!({"chunk_frames": 1, "window_frames": 2, "first_sigmas": [1.0]});
+        }
+        Manifest::parse(&model.to_string()).map(|manifest| manifest.sampler.timesteps)
+    };
+    assert_eq!(with(json!(vec![7.0; steps]), false).unwrap(), Some(vec![7.0; steps]));
+    for (timesteps, first, says) in [
+        (vec![7.0; steps + 1], false, "numbers for"),
+        (vec![0.0; steps], false, "sampler.timesteps[0]"),
+        (vec![1e9; steps], false, "sampler.timesteps[0]"),
+        (vec![7.0; steps], true, "exclude each other"),
+    ] {
+        let error = with(json!(timesteps), first).unwrap_err();
+        assert_eq!(error.code(), "manifest");
+        assert!(error.to_string().contains(says), "{error}");
+    }
+}
+
+#[test]
+fn causal_models_make_clips_of_any_length() {
+    let mut model = toy::manifest();
+    let longest = 4 * (model["transformer"]["rope_max_seq_len"].as_u64().unwrap() as u32 - 1) + 1;
+    assert_eq!(Manifest::parse(&model.to_string()).unwrap().most_frames(), None);
+    model["sampler"]["causal"] = json!({"chunk_frames": 1, "window_frames": 2});
+    let manifest = Manifest::parse(&model.to_string()).unwrap();
+    assert_eq!(manifest.most_frames(), Some(longest));
+    for frames in [1, 5, 9, 13, longest] {
+        let size = manifest.find_size(Some(64), Some(32), Some(frames)).unwrap();
+        assert_eq!((size.width, size.height, size.frames), (64, 32, frames));
+    }
+    assert_eq!(manifest.find_size(None, None, None).unwrap().frames, 9, "the default is what it was");
+    for (width, frames) in [(64, 0), (64, 2), (64, 4), (64, longest + 4), (64, u32::MAX), (65, 13)] {
+        let error = manifest.find_size(Some(width), Some(32), Some(frames)).unwrap_err();
+        assert_eq!(error.code(), "unsupported-size");
+        assert!(error.to_string().contains(&format!("or 1 to {longest} frames, a multiple of 4 plus 1")), "{error}");
+    }
+}
+
 const LINEAR: &str = "transformer.blocks.0.attn1.to_q.weight";
 const BIAS: &str = "transformer.blocks.0.attn1.to_q.bias";
 

@@ -116,6 +116,21 @@ fn measured(dir: &Path, text: TextWeights, request: &GenerateRequest) -> (usize,
     (held, stages.into())
 }
 
+/// The length of a causal clip is a matter of patience: four times the frames take the memory that the first ones took.
+fn a_long_clip_takes_no_more(request: &GenerateRequest) {
+    let model = tiny(DType::Q8, |model| {
+        offer(model, 96, 64, 9);
+        model["sampler"]["causal"] = json!({"chunk_frames": 2, "sink_frames": 1, "window_frames": 4});
+    });
+    let of = |frames: u32| {
+        measured(model.path(), TextWeights::Resident, &GenerateRequest { frames: Some(frames), ..request.clone() }).1
+    };
+    for ((stage, short), (_, long)) in of(49).into_iter().zip(of(197)) {
+        println!("{stage}: {short} bytes for 49 frames, {long} for 197");
+        assert!(long as f64 <= short as f64 * 1.01 + 4096.0, "{stage}: {short} bytes for 49 frames, {long} for 197");
+    }
+}
+
 #[test]
 fn the_plan_is_an_upper_bound_and_not_far_above() {
     const PROMPT: &str = "a red ball bounces on green grass";
@@ -183,4 +198,5 @@ fn the_plan_is_an_upper_bound_and_not_far_above() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    a_long_clip_takes_no_more(&meadow(PROMPT));
 }

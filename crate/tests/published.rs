@@ -13,7 +13,7 @@ use kinora::Error;
 use kinora::model::manifest::DType;
 use kinora::pack::source::Source;
 use kinora::pack::{PackOptions, Published, estimate_published, pack_published, read_manifest, verify};
-use parts::{file, open, options, pack, packed_values, part, plain, published, unpacked};
+use parts::{file, open, options, pack, packed_values, part, part_of, plain, published, unpacked};
 use toy::{Folder, files};
 use writers::{Affine, File, Kind, fastvideo_name, rounded, stored, umt5_name, wan_name};
 
@@ -90,7 +90,7 @@ fn mlx_weights_are_scaled_back() {
         let q: Vec<u32> = (0..rows * columns).map(|index| (index * 7 % (1 << bits)) as u32).collect();
         let scales: Vec<f32> = (0..rows * groups).map(|index| 0.25 + index as f32 / 64.0).collect();
         let biases: Vec<f32> = (0..rows * groups).map(|index| index as f32 / 8.0 - 2.0).collect();
-        let matrix = Affine { bits, rows, q: &q, scales: &scales, biases: &biases };
+        let matrix = Affine { bits, rows, q: &q, kind: Kind::F16, scales: &scales, biases: &biases };
         writers::mlx(&mut file, &stem, fastvideo, &matrix);
         let transformer = open(writers::safetensors(&file));
         let found = packed_values(Published { transformer, ..published() });
@@ -101,10 +101,40 @@ fn mlx_weights_are_scaled_back() {
     }
 }
 
+/// FastMetal's groups are of 64 values and its rows of 1536 to 8960: many groups a row, with scales in bf16.
+#[test]
+fn mlx_rows_of_several_groups_are_scaled_back() {
+    let mut model = toy::model();
+    for (key, value) in [("num_layers", 1), ("attention_head_dim", 64), ("ffn_dim", 256)] {
+        model["transformer"][key] = value.into();
+    }
+    let (ours, rows, columns) = ("blocks.0.ffn.net.2", 128usize, 256usize);
+    for (group, bits) in [(32, 8), (64, 8), (128, 8), (32, 4), (64, 4), (128, 4)] {
+        for (fastvideo, kind) in [(true, Kind::Bf16), (false, Kind::Bf16), (false, Kind::F16), (true, Kind::F32)] {
+            let name = |ours: &str| if fastvideo { fastvideo_name(ours) } else { ours.to_owned() };
+            let mut file = file(&part_of(&model, "transformer."), |_, _| Kind::F32, name);
+            let groups = rows * columns / group;
+            let q: Vec<u32> = (0..rows * columns).map(|index| (index * 7 % 251 % (1 << bits)) as u32).collect();
+            let scales: Vec<f32> = (0..groups).map(|index| 0.25 + index as f32 / 700.0).collect();
+            let biases: Vec<f32> = (0..groups).map(|index| index as f32 / 90.0 - 2.0).collect();
+            let matrix = Affine { bits, rows, q: &q, kind, scales: &scales, biases: &biases };
+            writers::mlx(&mut file, &name(ours), fastvideo, &matrix);
+            let transformer = open(writers::safetensors(&file));
+            let found = packed_values(Published { model_json: model.to_string(), transformer, ..published() });
+            let (scales, biases) = (rounded(kind, &scales), rounded(kind, &biases));
+            for (index, value) in found[&format!("transformer.{ours}.weight")].iter().enumerate() {
+                let wanted = q[index] as f32 * scales[index / group] + biases[index / group];
+                assert_eq!(*value, wanted, "int{bits} in groups of {group}, value {index}");
+            }
+        }
+    }
+}
+
 #[test]
 fn changed_mlx_files_are_an_error_or_other_numbers_and_never_a_panic() {
     let mut file = plain(&part("transformer."));
-    let matrix = Affine { bits: 8, rows: 32, q: &[7; 1024], scales: &[0.5; 32], biases: &[-1.0; 32] };
+    let (scales, biases) = ([0.5; 32], [-1.0; 32]);
+    let matrix = Affine { bits: 8, rows: 32, q: &[7; 1024], kind: Kind::F16, scales: &scales, biases: &biases };
     writers::mlx(&mut file, "blocks.0.attn1.to_q", false, &matrix);
     let good = writers::safetensors(&file);
     let header = 8 + u64::from_le_bytes(good[..8].try_into().unwrap()) as usize;
@@ -222,7 +252,8 @@ fn wrong_numbers_are_refused_by_name_and_leave_nothing() {
     };
     let mut nan = part("transformer.")[name].1.clone();
     nan[5] = f32::NAN;
-    let matrix = Affine { bits: 8, rows: 32, q: &[1; 1024], scales: &[f32::NAN; 32], biases: &[0.0; 32] };
+    let (scales, biases) = ([f32::NAN; 32], [0.0; 32]);
+    let matrix = Affine { bits: 8, rows: 32, q: &[1; 1024], kind: Kind::F16, scales: &scales, biases: &biases };
     let nan_scale = |file: &mut File| writers::mlx(file, "blocks.1.attn1.to_k", false, &matrix);
     let integers = with(&|file| drop(file.insert(name.into(), stored(Kind::I64, &[32, 32], &[1.0; 1024]))));
     let three_bits = with(&|file| {

@@ -1,11 +1,14 @@
 //! Reading published files: right numbers from good ones, a typed error from bad ones, and never anything run.
 
+mod changes;
 mod writers;
 
 use std::path::Path;
 
+use changes::Changes;
 use kinora::Error;
-use kinora::pack::source::{Encoding, Source};
+use kinora::pack::source::{Block, Encoding, Source};
+use writers::zip64::{self, Wide};
 use writers::{File, Kind, Stored, stored};
 
 fn open(bytes: Vec<u8>) -> kinora::Result<Source> {
@@ -43,14 +46,19 @@ fn small() -> File {
 
 /// Every format with the same content, GGUF with quantized tensors on top.
 fn formats() -> Vec<(&'static str, Vec<u8>)> {
-    let mut ggml = small();
+    let (mut ggml, mut k) = (small(), small());
     ggml.insert("q8".into(), stored(Kind::Q8_0, &[2, 32], &numbers(64)));
     ggml.insert("q4".into(), stored(Kind::Q4_0, &[1, 64], &numbers(64)));
+    for (name, kind, bytes) in [("q4k", 12, 144), ("q5k", 13, 176), ("q6k", 14, 210)] {
+        k.insert(name.into(), Stored { kind: Kind::Raw(kind), shape: vec![2, 256], bytes: noise(2 * bytes, kind) });
+    }
     vec![
         ("safetensors", writers::safetensors(&small())),
         ("pytorch", writers::torch(&small(), Some("generator"))),
+        ("pytorch, 64 bits", zip64::zip(&writers::torch_entries(&small(), Some("generator")), Wide::ALL)),
         ("gguf 2", writers::gguf(&ggml, 2)),
         ("gguf 3", writers::gguf(&ggml, 3)),
+        ("gguf with blocks of 256", writers::gguf(&k, 3)),
     ]
 }
 
@@ -176,6 +184,10 @@ fn every_format_gives_back_what_was_written() {
             assert_eq!(entry.shape, tensor.shape, "{format}");
             assert_eq!(values(&source, &name), numbers(entry.values()), "{format} {name}");
         }
+        for (name, block) in [("q4k", Block::Q4K), ("q5k", Block::Q5K), ("q6k", Block::Q6K)] {
+            let encoding = source.entry(name).map(|entry| entry.encoding.clone());
+            assert_eq!(encoding, format.ends_with("256").then_some(Encoding::Ggml(block)), "{format} {name}");
+        }
     }
 }
 
@@ -209,26 +221,11 @@ fn read_all(source: &Source) -> kinora::Result<()> {
 
 #[test]
 fn changed_bytes_are_an_error_or_other_numbers_and_never_a_panic() {
-    let mut state = 11u32;
-    let mut random = |below: usize| {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 8) as usize % below
-    };
+    let mut changes = Changes::new(11);
     for (format, good) in formats() {
         let (mut fine, mut refused) = (0, 0);
         for _ in 0..4000 {
-            let mut bytes = good.clone();
-            for _ in 0..1 + random(3) {
-                let at = random(bytes.len());
-                match random(5) {
-                    0 => bytes[at] ^= 1 << random(8),
-                    1 => bytes[at] = [0, 0xff, 0x7f, 0x80][random(4)],
-                    // A whole number of 8 bytes with its highest bits set: lengths and offsets.
-                    2 => bytes.iter_mut().skip(at).take(8).for_each(|byte| *byte = 0xff),
-                    3 => drop(bytes.drain(at..(at + 1 + random(16)).min(bytes.len() - 1).max(at))),
-                    _ => bytes.insert(at, random(256) as u8),
-                }
-            }
+            let bytes = changes.apply(&good, 0..good.len());
             match open(bytes).and_then(|source| read_all(&source)) {
                 Ok(()) => fine += 1,
                 Err(Error::WeightFile(_) | Error::Tensor(_)) => refused += 1,

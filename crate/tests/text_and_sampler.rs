@@ -73,6 +73,7 @@ fn config(step: SamplerStep) -> SamplerConfig {
         shift: 1.0,
         step,
         timestep_scale: 1000.0,
+        timesteps: None,
         initial_scale: 1.0,
         guidance: 1.0,
         negative_prompt: String::new(),
@@ -124,6 +125,35 @@ fn schedules_match_the_tables() {
         assert_eq!(got.len(), want.len());
         for (got, want) in got.iter().zip(want) {
             assert!((got - want).abs() < 1e-12, "{got} {want} shift {}", config.shift);
+        }
+        let mut sampler = Sampler::new(&config);
+        let (timesteps, deltas) = (numbers(&table["timesteps"]), numbers(&table["deltas"]));
+        assert_eq!((timesteps.len(), deltas.len()), (sampler.steps(), sampler.steps()));
+        for (index, (timestep, delta)) in timesteps.into_iter().zip(deltas).enumerate() {
+            assert!((sampler.timestep(index) - timestep).abs() < 1e-9, "{} {timestep}", sampler.timestep(index));
+            // At a velocity of 1 the way of a step is its width.
+            let way = sampler.advance(index, &[0.0], &[1.0], Vec::new).0[0];
+            assert!((f64::from(way) - delta).abs() < 1e-7, "{way} {delta}");
+        }
+    }
+}
+
+#[test]
+fn single_steps_match_the_table() {
+    let table = golden("sampler.json");
+    let cases = table["steps"].as_array().expect("cases");
+    assert!(cases.len() >= 3 && cases.iter().any(|case| case["next"] == 0.0), "the last step is among them");
+    for case in cases {
+        let number = |key: &str| case[key].as_f64().expect("a number");
+        let one = |key: &str| [number(key) as f32];
+        // 0 follows the last sigma by itself.
+        let sigmas: Vec<f64> = [number("sigma"), number("next")].into_iter().filter(|&sigma| sigma > 0.0).collect();
+        for (step, moved) in [(SamplerStep::Euler, "euler"), (SamplerStep::Renoise, "renoise")] {
+            let mut sampler = Sampler::new(&SamplerConfig { sigmas: sigmas.clone(), ..config(step) });
+            let got = sampler.advance(0, &one("x"), &one("v"), || one("fresh").to_vec());
+            for (got, want) in [(got.0, number(moved)), (got.1, number("x0"))] {
+                assert!((f64::from(got[0]) - want).abs() < 1e-6, "{moved} of {case}: {got:?} {want}");
+            }
         }
     }
 }

@@ -1,5 +1,8 @@
-// Serves the built page on this machine only. As a program: `node scripts/serve.mjs [--port N] [--base /path/] [--dir DIR]`.
+// Serves the built page on this machine only. As a program:
+// `node scripts/serve.mjs [--port N] [--base /path/] [--dir DIR] [--model DIR]`.
+import { existsSync } from 'node:fs';
 import { createServer } from 'node:http';
+import { basename, join, resolve } from 'node:path';
 import { fileURLToPath, pathToFileURL } from 'node:url';
 import { parseArgs } from 'node:util';
 import sirv from 'sirv';
@@ -46,13 +49,36 @@ export async function serve({ directory = DIST, base = '/', port = 0, mounts = {
 }
 
 if (import.meta.url === pathToFileURL(process.argv[1] ?? '').href) {
+	try {
+		console.log(await program());
+	} catch (error) {
+		console.error(`serve: ${error.message.split('\n', 1)[0]}`);
+		process.exit(1);
+	}
+}
+
+/** Serves as the command line says; gives the address to open. */
+async function program() {
 	const { values } = parseArgs({
-		options: { port: { type: 'string' }, base: { type: 'string' }, dir: { type: 'string' } },
+		options: {
+			port: { type: 'string', default: '0' },
+			base: { type: 'string', default: '/' },
+			dir: { type: 'string', default: DIST },
+			model: { type: 'string' },
+		},
 	});
-	const { url } = await serve({
-		port: Number(values.port ?? 0),
-		...(values.base === undefined ? {} : { base: values.base }),
-		...(values.dir === undefined ? {} : { directory: values.dir }),
-	});
-	console.log(url);
+	const { port, base, dir, model } = values;
+	if (!/^\d{1,5}$/.test(port) || Number(port) > 65_535) {
+		throw new Error(`--port ${port} is no port; give a number up to 65535.`);
+	}
+	const options = { port: Number(port), base, directory: dir };
+	if (model === undefined) {
+		return (await serve(options)).url;
+	}
+	if (!existsSync(join(model, 'manifest.json'))) {
+		throw new Error(`${model} has no manifest.json; pack a model into it first.`);
+	}
+	const path = `models/${encodeURIComponent(basename(resolve(model)))}`;
+	const { url } = await serve({ ...options, mounts: { [path]: resolve(model) } });
+	return `${url}?model=${path}`;
 }

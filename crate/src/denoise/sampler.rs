@@ -33,16 +33,20 @@ pub struct Sampler {
     initial_scale: f64,
     step: SamplerStep,
     sigmas: Vec<f64>,
+    timesteps: Vec<f64>,
     unipc: UniPc,
 }
 
 impl Sampler {
     /// A run as the manifest has it.
     pub fn new(config: &SamplerConfig) -> Self {
+        let sigmas = schedule(config);
+        let usual = || sigmas.iter().map(|sigma| sigma * config.timestep_scale).collect();
         Self {
             initial_scale: config.initial_scale,
             step: config.step,
-            sigmas: schedule(config),
+            timesteps: config.timesteps.clone().unwrap_or_else(usual),
+            sigmas,
             unipc: UniPc::default(),
         }
     }
@@ -63,6 +67,11 @@ impl Sampler {
     /// Noise level that step `index` starts from.
     pub fn sigma(&self, index: usize) -> f64 {
         self.sigmas[index]
+    }
+
+    /// What the denoiser is told at step `index`.
+    pub fn timestep(&self, index: usize) -> f64 {
+        self.timesteps[index]
     }
 
     /// Moves `x` over step `index`, given the velocity there: the latents after it and the estimate of the clean ones.
@@ -102,11 +111,21 @@ mod tests {
             shift: 1.0,
             step,
             timestep_scale: 1000.0,
+            timesteps: None,
             initial_scale: 1.0,
             guidance: 1.0,
             negative_prompt: String::new(),
             causal: None,
         }
+    }
+
+    #[test]
+    fn the_denoiser_is_told_what_it_was_trained_with() {
+        let plain = config(vec![1.0, 0.75], SamplerStep::Renoise);
+        let sampler = Sampler::new(&SamplerConfig { shift: 3.0, ..plain.clone() });
+        assert_eq!((sampler.timestep(0), sampler.timestep(1)), (1000.0, 900.0));
+        let sampler = Sampler::new(&SamplerConfig { timesteps: Some(vec![1000.0, 757.0]), ..plain });
+        assert_eq!((sampler.timestep(1), sampler.sigma(1)), (757.0, 0.75));
     }
 
     #[test]

@@ -152,6 +152,10 @@ pub struct SamplerConfig {
     pub step: SamplerStep,
     /// Timestep of sigma 1.
     pub timestep_scale: f64,
+    /// What the denoiser is told at each sigma, for models that were trained with other numbers than sigma times
+    /// `timestep_scale`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timesteps: Option<Vec<f64>>,
     /// Factor of the noise that a run starts from; 1 but for models that were trained to start elsewhere.
     #[serde(default = "one")]
     pub initial_scale: f64,

@@ -257,24 +257,39 @@ impl Manifest {
         ClipSize { width: size.width, height: size.height, frames: size.frames[0] }
     }
 
-    /// The offered clip of a request; what is not asked for comes from the first offered size that fits.
+    /// The clip of a request; what is not asked for comes from the first offered size that fits. The number of frames
+    /// has to be an offered one too, but for models that make clips of any length, see [`Self::most_frames`].
     ///
     /// # Errors
     /// [`Error::UnsupportedSize`], naming all offered sizes.
     pub fn find_size(&self, width: Option<u32>, height: Option<u32>, frames: Option<u32>) -> Result<ClipSize> {
         let wanted = |asked: Option<u32>, offered: u32| asked.is_none_or(|asked| asked == offered);
-        self.sizes()
-            .find(|size| wanted(width, size.width) && wanted(height, size.height) && wanted(frames, size.frames))
-            .ok_or_else(|| {
-                let default = self.default_size();
-                let supported: Vec<String> = self.sizes().map(|size| size.to_string()).collect();
-                Error::UnsupportedSize {
-                    width: width.unwrap_or(default.width),
-                    height: height.unwrap_or(default.height),
-                    frames: frames.unwrap_or(default.frames),
-                    supported: supported.join(", "),
-                }
-            })
+        let shown = |size: &ClipSize| wanted(width, size.width) && wanted(height, size.height);
+        let whole = |frames: &u32| frames % self.autoencoder.time_compression() as u32 == 1;
+        let length = frames.filter(whole).filter(|&frames| self.most_frames().is_some_and(|most| frames <= most));
+        let offered = self.sizes().find(|size| shown(size) && wanted(frames, size.frames));
+        let made = || self.sizes().find(shown).zip(length).map(|(size, frames)| ClipSize { frames, ..size });
+        offered.or_else(made).ok_or_else(|| {
+            let default = self.default_size();
+            let mut supported: Vec<String> = self.sizes().map(|size| size.to_string()).collect();
+            let time = self.autoencoder.time_compression();
+            supported
+                .extend(self.most_frames().map(|most| format!("or 1 to {most} frames, a multiple of {time} plus 1")));
+            Error::UnsupportedSize {
+                width: width.unwrap_or(default.width),
+                height: height.unwrap_or(default.height),
+                frames: frames.unwrap_or(default.frames),
+                supported: supported.join(", "),
+            }
+        })
+    }
+
+    /// The longest clip of a model that makes clips of any length: causal ones do, chunk by chunk, in memory that does
+    /// not grow with it. Their positions end at some frame. `None` for models that make the offered lengths alone.
+    pub fn most_frames(&self) -> Option<u32> {
+        let latent_frames = self.transformer.rope_max_seq_len;
+        let frames = latent_frames.saturating_sub(1).saturating_mul(self.autoencoder.time_compression()) + 1;
+        self.sampler.causal.as_ref().map(|_| frames.min(u32::MAX as usize) as u32)
     }
 
     /// Every offered clip, the default first.

@@ -158,6 +158,15 @@ fn sampler(manifest: &Manifest) -> Result<()> {
     sigmas("sampler.sigmas", &sampler.sigmas)?;
     real("sampler.shift", sampler.shift, 100.0)?;
     real("sampler.timestep_scale", sampler.timestep_scale, 1e6)?;
+    if let Some(timesteps) = &sampler.timesteps {
+        let (count, steps) = (timesteps.len(), sampler.sigmas.len());
+        require(count == steps, || format!("sampler.timesteps has {count} numbers for {steps} sigmas"))?;
+        for (index, &timestep) in timesteps.iter().enumerate() {
+            real(&format!("sampler.timesteps[{index}]"), timestep, sampler.timestep_scale)?;
+        }
+        let first = sampler.causal.as_ref().is_some_and(|causal| causal.first_sigmas.is_some());
+        require(!first, || "sampler.timesteps and sampler.causal.first_sigmas exclude each other".into())?;
+    }
     real("sampler.initial_scale", sampler.initial_scale, 100.0)?;
     real("sampler.guidance", sampler.guidance, 100.0)?;
     if let Some(causal) = &sampler.causal {

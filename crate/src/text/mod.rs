@@ -3,6 +3,7 @@
 pub mod prompts;
 pub mod stream;
 pub mod tokenizer;
+mod tokenizer_file;
 pub mod umt5;
 
 use crate::compute::Compute;

@@ -1,5 +1,6 @@
 //! Prompts to token ids, from a `tokenizer.json`.
 
+use super::tokenizer_file;
 use crate::error::{Error, Result};
 use crate::model::manifest::{Manifest, TextEncoderConfig};
 
@@ -24,7 +25,12 @@ pub struct Prompt {
 
 impl Tokenizer {
     /// Reads a `tokenizer.json` and checks that it fits the text encoder.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] for a file that is damaged, has other parts than tokenizers of the UMT5 family have, or more
+    /// tokens than the encoder; [`Error::Manifest`] for a negative prompt that it cannot encode.
     pub fn parse(json: &str, manifest: &Manifest) -> Result<Self> {
+        tokenizer_file::check(json)?;
         let mut inner: tokenizers::Tokenizer = json.parse().map_err(|e| Error::Tokenizer(format!("{e}")))?;
         // A file that was saved after use may hold both: prompts would be cut, and pads taken for words.
         inner.with_padding(None);

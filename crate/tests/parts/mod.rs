@@ -10,6 +10,7 @@ use kinora::model::manifest::DType;
 use kinora::model::shards::ShardAssembler;
 use kinora::pack::source::Source;
 use kinora::pack::{PackOptions, PackedPublished, Published, pack_published, read_manifest, verify};
+use serde_json::Value;
 
 use crate::toy::{self, Folder, Weights};
 use crate::writers::{self, File, Kind, stored};
@@ -20,8 +21,13 @@ pub const TOKENIZER: &str = r#"{"version":"1.0","truncation":null,"padding":null
 
 /// Weights of one part by our names without its prefix.
 pub fn part(prefix: &str) -> Weights {
+    part_of(&toy::model(), prefix)
+}
+
+/// As `part`, of a toy model that was changed.
+pub fn part_of(model: &Value, prefix: &str) -> Weights {
     let strip = |(name, tensor): (String, _)| Some((name.strip_prefix(prefix)?.to_owned(), tensor));
-    toy::weights(&toy::model()).into_iter().filter_map(strip).collect()
+    toy::weights(model).into_iter().filter_map(strip).collect()
 }
 
 pub fn file(weights: &Weights, kind: impl Fn(&str, &[usize]) -> Kind, name: impl Fn(&str) -> String) -> File {

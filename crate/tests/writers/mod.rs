@@ -1,6 +1,8 @@
 //! Writers of the published formats, as small as tests need them; and the names that published files use.
 #![allow(dead_code)] // every test file uses a part of it
 
+pub mod zip64;
+
 use std::collections::BTreeMap;
 
 use half::f16;
@@ -138,11 +140,16 @@ pub fn gguf(file: &File, version: u32) -> Vec<u8> {
 
 /// A PyTorch file: `{key: OrderedDict(tensors)}`, or the dictionary itself without a key.
 pub fn torch(file: &File, key: Option<&str>) -> Vec<u8> {
+    zip(&torch_entries(file, key))
+}
+
+/// The entries of a PyTorch file's archive: the pickle, then the storages.
+pub fn torch_entries(file: &File, key: Option<&str>) -> Vec<(String, Vec<u8>)> {
     let mut entries: Vec<(String, Vec<u8>)> = vec![("archive/data.pkl".into(), pickle(file, key))];
     for (index, tensor) in file.values().enumerate() {
         entries.push((format!("archive/data/{index}"), tensor.bytes.clone()));
     }
-    zip(&entries)
+    entries
 }
 
 pub fn pickle(file: &File, key: Option<&str>) -> Vec<u8> {
@@ -206,21 +213,23 @@ pub struct Affine<'a> {
     pub bits: usize,
     pub rows: usize,
     pub q: &'a [u32],
+    /// Number format of scales and biases.
+    pub kind: Kind,
     pub scales: &'a [f32],
     pub biases: &'a [f32],
 }
 
 /// MLX's three tensors for a matrix, under the names of MLX or of FastVideo.
 pub fn mlx(file: &mut File, stem: &str, fastvideo: bool, matrix: &Affine<'_>) {
-    let Affine { bits, rows, q, scales, biases } = *matrix;
+    let Affine { bits, rows, q, kind, scales, biases } = *matrix;
     let per_word = 32 / bits;
     let words = q.chunks(per_word).map(|chunk| chunk.iter().rev().fold(0u32, |word, &q| (word << bits) | q));
     let bytes: Vec<u8> = words.flat_map(u32::to_le_bytes).collect();
     let (weight, prefix) = (format!("{stem}.weight"), if fastvideo { format!("{stem}.weight") } else { stem.into() });
     file.insert(weight, Stored { kind: Kind::Raw(32), shape: vec![rows, q.len() / rows / per_word], bytes });
     let groups = [rows, scales.len() / rows];
-    file.insert(format!("{prefix}.scales"), stored(Kind::F16, &groups, scales));
-    file.insert(format!("{prefix}.biases"), stored(Kind::F16, &groups, biases));
+    file.insert(format!("{prefix}.scales"), stored(kind, &groups, scales));
+    file.insert(format!("{prefix}.biases"), stored(kind, &groups, biases));
 }
 
 /// Wan's own name of a tensor of diffusers' transformer.

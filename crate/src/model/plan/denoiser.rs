@@ -111,8 +111,8 @@ pub(super) fn denoising(
     let text_work = text_work(manifest, weights, &matrices, sizes.text, target, lora) + text * (guided - 1);
     // Latents before and after a step, two estimates, velocity, noise; the multistep solver remembers four more.
     let copies = 6 + if manifest.sampler.step == SamplerStep::Unipc { 4 } else { 0 } + 2 * (guided - 1);
-    let latents =
-        Bytes::f32s(&[copies, channels, chunk, height, width]) + Bytes::f32s(&[channels, frames, height, width]);
+    // And the finished ones that wait for the decoder.
+    let latents = Bytes::f32s(&[copies + 1, channels, chunk, height, width]);
     let largest = walk.largest();
     Denoising { text: text * guided, text_work, cache, latents, chunked: chunks > 1, work, largest }
 }

@@ -8,7 +8,7 @@
 //! | streamed encoder | layer being read + layer that runs (GPU) + one shard | `text/stream.rs` |
 //! | keys and values of the prompt | 8 * layers * max_tokens * width, twice where guided | `wan.rs`, `text_context` |
 //! | key and value cache | 2 * row * layers * tokens a frame * min(sink + window, frames before) | `denoise/cache` |
-//! | latents | 4 * channels * frames * height * width for each copy | `engine.rs`, `generation.rs` |
+//! | latents | 4 * channels * frames of a chunk * height * width for each copy | `engine.rs`, `generation.rs` |
 //! | denoiser at work | the most that a walk through one block holds | `wan.rs`, `ops.rs`, `kernels` |
 //! | decoder at work | the most that a walk through its layers holds, and the pictures made of it | `taehv.rs` |
 //!
@@ -52,6 +52,10 @@ const MANIFEST_ENTRY: u64 = 1024;
 const TOKENIZER_FACTOR: u64 = 12;
 /// What a tokenizer of any size takes: its cache is made whole at once, for ten thousand words.
 const TOKENIZER: u64 = 1 << 20;
+/// What a page keeps of a clip's frames at the most: the frames of longer clips go to the video encoder as they come,
+/// and no further. `web/src/recording.ts` has the same number.
+const PAGE_KEEPS: u64 = 128 << 20;
+
 /// A GPU's buffers are pages of one tensor each, and a tensor may get a larger one: this share more, in eighths.
 const GPU_PAGES_EIGHTHS: u64 = 1;
 
@@ -292,7 +296,8 @@ impl MemoryPlan {
             resident,
             stages,
             largest_buffer: if on_gpu { largest } else { Bytes::default() },
-            page: Bytes::new(4) * u64::from(width) * u64::from(height) * u64::from(frames),
+            page: (Bytes::new(4) * u64::from(width) * u64::from(height) * u64::from(frames))
+                .min(Bytes::new(PAGE_KEEPS)),
         })
     }
 

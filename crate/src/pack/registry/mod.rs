@@ -177,14 +177,18 @@ pub struct Remote {
 }
 
 impl Sampler {
-    /// As in a manifest; `schedule` repeats where it comes from. The engine tells the denoiser 1000 times sigma: where a
-    /// published timestep is rounded (FastWan's 757 belongs to sigma 0.75676) that is up to 0.3 of a timestep off.
+    /// As in a manifest; `schedule` repeats where it comes from. Timesteps are listed where they are not 1000 times sigma,
+    /// as those of FastWan, which are rounded: 757 belongs to sigma 0.75676.
     fn manifest(&self) -> Value {
         let mut sampler = json!({
             "sigmas": self.sigmas, "shift": 1.0, "step": self.step, "timestep_scale": 1000.0,
             "initial_scale": self.initial_scale.unwrap_or(1.0), "guidance": self.guidance.unwrap_or(1.0),
             "schedule": self,
         });
+        let usual = |(timestep, sigma): (&f64, &f64)| (timestep - 1000.0 * sigma).abs() < 1e-3;
+        if !self.timesteps.iter().zip(&self.sigmas).all(usual) {
+            sampler["timesteps"] = json!(self.timesteps);
+        }
         if let Some(chunk) = self.chunk_frames {
             sampler["causal"] = json!({
                 "chunk_frames": chunk,

@@ -84,10 +84,41 @@ fn step_tables_are_what_the_formulas_give() {
     close(&table("rcm-4").sigmas, &[80f64.atan(), 1.5, 1.4, 1.0].map(flow));
     close(&table("rcm-2").sigmas, &table("rcm-4").sigmas[..2]);
     assert_eq!(table("rcm-1").initial_scale, Some(table("rcm-4").sigmas[0]));
+    // Three steps, by another way: a part `sin` of noise to a part `cos` of signal, made to add up to 1. The first angle
+    // is that of sigma 80.
+    let share = |ratio: f64| ratio / (1.0 + ratio);
+    let three = [80.0, 1.5f64.tan(), 1.4f64.tan()].map(share);
+    close(&three, &[80.0 / 81.0, 0.933_781_061, 0.852_895_395]);
+    let rcm = table("rcm-3");
+    close(&rcm.sigmas, &three);
+    close(&rcm.timesteps, &three.map(|sigma| 1000.0 * sigma));
+    assert!((rcm.initial_scale.unwrap() - 80.0 / 81.0).abs() < 1e-9);
+    assert_eq!((rcm.kind, rcm.step.as_str(), rcm.guidance), (SamplerKind::Bidirectional, "renoise", None));
     // UniPC: 50 of 51 points from 1 to 1/1000, shifted by 8.
     let points: Vec<f64> = (0..50).map(|index| 1.0 - f64::from(index) / 50.0 * 0.999).collect();
     close(&table("unipc-50").sigmas, &points.iter().map(|&sigma| shifted(sigma, 8.0)).collect::<Vec<_>>());
     assert_eq!(table("unipc-50").guidance, Some(6.0));
+    // Euler: 50 of 51 points from 1 to 0, shifted by 5: with n of 50 points to go, 5 n / (50 + 4 n).
+    let points: Vec<f64> = (1..=50).rev().map(f64::from).map(|left| 5.0 * left / (50.0 + 4.0 * left)).collect();
+    close(&[points[0], points[25], points[49]], &[1.0, 5.0 / 6.0, 5.0 / 54.0]);
+    close(&table("euler-50").sigmas, &points);
+    close(&table("euler-50").timesteps, &points.iter().map(|sigma| 1000.0 * sigma).collect::<Vec<_>>());
+    assert_eq!((table("euler-50").kind, table("euler-50").guidance), (SamplerKind::Guided, Some(5.0)));
+}
+
+#[test]
+fn every_checkpoint_can_be_sampled_as_it_was_trained() {
+    let registry = registry().unwrap();
+    let samplers = |id: &str| {
+        let checkpoint = registry.checkpoints.iter().find(|checkpoint| checkpoint.id == id).unwrap();
+        checkpoint.samplers.iter().map(String::as_str).collect::<Vec<_>>()
+    };
+    for id in ["wan2.1-t2v-1.3b-base", "wan2.1-t2v-1.3b-comfy"] {
+        assert_eq!(samplers(id), ["unipc-50", "euler-50"]);
+    }
+    for id in ["rcm", "turbowan2.1"] {
+        assert_eq!(samplers(id), ["rcm-4", "rcm-3", "rcm-2", "rcm-1"]);
+    }
 }
 
 #[test]
@@ -104,8 +135,14 @@ fn samplers_reach_the_manifest() {
     let frame = read("causal-forcing-frame-2").causal.expect("it is causal");
     assert_eq!((frame.chunk_frames, frame.first_sigmas.map(|first| first.len())), (1, Some(4)));
     assert_eq!((read("unipc-50").step, read("unipc-50").guidance), (SamplerStep::Unipc, 6.0));
+    let euler = read("euler-50");
+    assert_eq!((euler.step, euler.guidance, euler.sigmas.len()), (SamplerStep::Euler, 5.0, 50));
+    assert!(euler.causal.is_none());
     assert!((read("rcm-2").initial_scale - 0.987_654_321).abs() < 1e-9);
+    assert_eq!((read("rcm-3").step, read("rcm-3").sigmas.len()), (SamplerStep::Renoise, 3));
     assert!(read("fastwan-3").causal.is_none());
+    assert_eq!(read("fastwan-3").timesteps, Some(vec![1000.0, 757.0, 522.0]));
+    assert_eq!((read("rcm-4").timesteps, read("unipc-50").timesteps), (None, None));
 }
 
 #[test]

@@ -31,7 +31,8 @@ struct Metadata<'a> {
 /// Lists the tensors of a GGUF file. ggml names the axis that changes fastest first; here it comes last.
 ///
 /// # Errors
-/// [`Error::WeightFile`] for a file that is damaged, of another version or of big-endian machines.
+/// [`Error::WeightFile`] for a file that is damaged, of another version or of big-endian machines, and for one whose
+/// tensors overlap.
 pub(super) fn list(bytes: &[u8], file: usize) -> Result<BTreeMap<String, Entry>> {
     let mut cursor = Cursor::new(bytes, 0, "the GGUF file");
     if cursor.take(4)? != MAGIC {
@@ -83,7 +84,24 @@ pub(super) fn list(bytes: &[u8], file: usize) -> Result<BTreeMap<String, Entry>>
             return wrong(format!("tensor {name:?} is there twice"));
         }
     }
+    apart(&entries)?;
     Ok(entries)
+}
+
+/// Checks that no two tensors share bytes.
+fn apart(entries: &BTreeMap<String, Entry>) -> Result<()> {
+    // One of an unknown type has no known length.
+    let known = entries.iter().filter(|(_, entry)| entry.bytes > 0);
+    let mut order: Vec<(usize, usize, &str)> =
+        known.map(|(name, entry)| (entry.offset, entry.bytes, name.as_str())).collect();
+    order.sort_unstable();
+    for pair in order.windows(2) {
+        let ((offset, bytes, name), (next, _, other)) = (pair[0], pair[1]);
+        if bytes > next - offset {
+            return wrong(format!("tensors {name:?} and {other:?} overlap"));
+        }
+    }
+    Ok(())
 }
 
 struct Tensor<'a> {

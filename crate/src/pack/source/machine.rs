@@ -135,11 +135,11 @@ impl<'a> Machine<'a> {
                 }
                 b'c' => {
                     let (module, name) = (self.cursor.line()?, self.cursor.line()?);
-                    self.push(Value::Global(global(module, name)?));
+                    self.push(Value::Global(Box::new(global(module, name)?)));
                 }
                 0x93 => {
                     let (name, module) = (self.pop_text()?, self.pop_text()?);
-                    self.push(Value::Global(global(module, name)?));
+                    self.push(Value::Global(Box::new(global(module, name)?)));
                 }
                 b'Q' => self.persistent()?,
                 b'R' => self.reduce()?,
@@ -301,11 +301,12 @@ impl<'a> Machine<'a> {
         if self.text_of(kind)? != "storage" {
             return wrong("something is kept outside the pickle that is no storage");
         }
-        let Value::Global(Global::Storage(encoding, size)) = &self.values[class] else {
+        let class = if let Value::Global(global) = &self.values[class] { Some(&**global) } else { None };
+        let Some(Global::Storage(encoding, size)) = class else {
             return wrong("a storage has no known type");
         };
         let storage = Storage { encoding: encoding.clone(), size: *size, key: self.text_of(key)? };
-        self.push(Value::Storage(storage));
+        self.push(Value::Storage(Box::new(storage)));
         Ok(())
     }
 
@@ -316,7 +317,7 @@ impl<'a> Machine<'a> {
             return wrong("something is called that is no function");
         };
         let items = self.items(arguments)?.to_vec();
-        let value = match (global, items.as_slice()) {
+        let value = match (*global, items.as_slice()) {
             (Global::Dict, []) => Value::Dict(Vec::new()),
             (Global::Dict, [pairs]) => {
                 let pairs = self.items(*pairs)?.to_vec();
@@ -346,7 +347,7 @@ impl<'a> Machine<'a> {
                 if shape.len() != strides.len() {
                     return wrong(format!("a tensor has {} axes and {} strides", shape.len(), strides.len()));
                 }
-                Value::Tensor(Tensor { storage, offset, shape, strides })
+                Value::Tensor(Box::new(Tensor { storage: *storage, offset, shape, strides }))
             }
             (Global::RebuildParameter, [tensor, ..]) => match &self.values[*tensor] {
                 Value::Tensor(tensor) => Value::Tensor(tensor.clone()),

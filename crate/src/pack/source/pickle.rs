@@ -12,13 +12,14 @@ use super::encoding::Encoding;
 use super::machine::Machine;
 use crate::error::{Error, Result};
 
-/// Longest pickle that is read; that of a model has about 100 bytes a tensor.
-const MAX_BYTES: usize = 16 << 20;
+/// Longest pickle that is read; that of a model has about 100 bytes a tensor. The worst one takes a hundred times its
+/// length in memory.
+const MAX_BYTES: usize = 8 << 20;
 
 /// Index of a value.
 pub(super) type Id = usize;
 
-/// A value.
+/// A value. Small, since an opcode of one byte can make one: what is long is boxed.
 #[derive(Debug, Clone)]
 pub(super) enum Value<'a> {
     /// `None`, a flag, a float, bytes, or an object that says nothing about weights.
@@ -28,9 +29,9 @@ pub(super) enum Value<'a> {
     Tuple(Vec<Id>),
     List(Vec<Id>),
     Dict(Vec<(Id, Id)>),
-    Global(Global),
-    Storage(Storage<'a>),
-    Tensor(Tensor<'a>),
+    Global(Box<Global>),
+    Storage(Box<Storage<'a>>),
+    Tensor(Box<Tensor<'a>>),
 }
 
 /// A name that may stand in a pickle.

@@ -18,6 +18,8 @@ const END: [u8; 4] = *b"PK\x05\x06";
 const END_64: u32 = 0x0606_4b50;
 const LOCATOR_64: u32 = 0x0706_4b50;
 
+/// Bytes of a local header without its name and extra field.
+const LOCAL_BYTES: usize = 30;
 /// Bytes of the end record, and of the longest comment after it.
 const END_BYTES: usize = 22;
 const MAX_COMMENT: usize = 0xffff;
@@ -39,7 +41,8 @@ impl<'a> Archive<'a> {
     /// Reads the directory.
     ///
     /// # Errors
-    /// [`Error::WeightFile`] for an archive that is cut short, damaged, encrypted or compressed.
+    /// [`Error::WeightFile`] for an archive that is cut short, damaged, encrypted or compressed, and for one whose entries
+    /// overlap.
     pub(super) fn open(bytes: &'a [u8]) -> Result<Self> {
         let (count, start) = directory(bytes)?;
         let mut cursor = Cursor::new(bytes, start, "the zip archive");
@@ -50,6 +53,7 @@ impl<'a> Archive<'a> {
                 return wrong(format!("the entry {name:?} is there twice"));
             }
         }
+        apart(&entries, start)?;
         Ok(Self { bytes, entries })
     }
 
@@ -75,6 +79,21 @@ impl<'a> Archive<'a> {
         cursor.take(length)?;
         Ok(Some(start..start + length))
     }
+}
+
+/// Checks that every entry ends before the next one, or the directory at `directory`, begins.
+fn apart(entries: &HashMap<&str, (usize, usize)>, directory: usize) -> Result<()> {
+    let mut order: Vec<(usize, usize, &str)> =
+        entries.iter().map(|(&name, &(local, length))| (local, length, name)).collect();
+    order.sort_unstable();
+    let next = order.iter().skip(1).map(|&(local, ..)| local).chain([directory]);
+    for (&(local, length, name), next) in order.iter().zip(next) {
+        let end = local.checked_add(length).and_then(|end| end.checked_add(LOCAL_BYTES + name.len()));
+        if end.is_none_or(|end| end > next) {
+            return wrong(format!("the entry {name:?} runs into what follows it"));
+        }
+    }
+    Ok(())
 }
 
 /// Number of entries and offset of the first one.
