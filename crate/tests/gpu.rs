@@ -4,30 +4,12 @@ mod common;
 mod loras;
 mod writers;
 
-use common::goldens;
-use kinora::compute::Compute;
+use common::{goldens, strict};
 use kinora::engine::{DeviceChoice, Engine, wait};
-use kinora::error::Error;
-use kinora::gpu::{self, GpuOptions};
 use kinora::model::manifest::DType;
 use kinora::model::shards::RawTensor;
 use kinora::ops::Conv;
 use kinora::selftest;
-
-/// A GPU with no more than the guaranteed limits, if there is one.
-fn strict() -> Option<Compute> {
-    match wait(gpu::open(GpuOptions { strict_limits: true, ..GpuOptions::default() })) {
-        Ok(compute) => {
-            println!("adapter: {}", compute.adapter);
-            Some(compute)
-        }
-        Err(Error::NoAdapter(why)) => {
-            println!("skipped: no graphics adapter here ({why})");
-            None
-        }
-        Err(error) => panic!("{error}"),
-    }
-}
 
 /// A picture of 4098 x 4096 takes more workgroups than a device has to allow in a row, 65,535.
 #[test]

@@ -5,7 +5,7 @@ mod toy;
 
 use std::path::Path;
 
-use common::{TempDir, floats, goldens};
+use common::{TempDir, floats, goldens, strict};
 use kinora::compute::Compute;
 use kinora::engine::wait;
 use kinora::error::Error;
@@ -107,10 +107,22 @@ fn layer_by_layer_gives_the_bits_of_the_whole() {
 /// layers there are and however large the table is.
 #[test]
 fn no_more_than_two_layers_and_a_shard_are_held() {
+    holds_two_layers(&Compute::cpu());
+}
+
+/// Where the next layer is read while one runs.
+#[test]
+fn a_gpu_holds_two_layers_too() {
+    if let Some(compute) = strict() {
+        holds_two_layers(&compute);
+    }
+}
+
+fn holds_two_layers(compute: &Compute) {
     for (format, shard_bytes) in [(DType::F32, 16 << 10), (DType::Q8, 4 << 10)] {
         let (dir, manifest) = deep(format, shard_bytes);
         let encoder = streamed(dir.path(), &manifest);
-        wait(encoder.encode_all(&Compute::cpu(), &[&[7, 2000, 3999, 1]])).expect("encodes");
+        wait(encoder.encode_all(compute, &[&[7, 2000, 3999, 1]])).expect("encodes");
         let bytes = |prefix: &str| -> u64 {
             let tensors = manifest.tensors.iter().filter(|(name, _)| name.starts_with(prefix));
             tensors.map(|(_, info)| info.bytes()).sum()
@@ -120,8 +132,12 @@ fn no_more_than_two_layers_and_a_shard_are_held() {
         let peak = encoder.meter().peak();
         println!("{format}: peak {peak}, a layer {layer}, a shard {shard}, the encoder {all}");
         assert!(peak >= layer, "a layer is held while it runs");
-        assert!(peak <= 2 * layer + shard, "{format}: {peak} bytes, a layer has {layer}, a shard {shard}");
-        assert!(peak < all / 8, "{format}: {peak} of {all} bytes");
+        // A matrix of the second one is there twice for the moment in which a GPU is handed it.
+        let block = manifest.tensors.iter().filter(|(name, _)| name.starts_with("text_encoder.encoder.block.0."));
+        let largest = block.map(|(_, info)| info.bytes()).max().expect("tensors");
+        let twice = if compute.name() == "cpu" { 0 } else { largest };
+        assert!(peak <= 2 * layer + shard + twice, "{format}: {peak} bytes, a layer has {layer}, a shard {shard}");
+        assert!(peak < all / 7, "{format}: {peak} of {all} bytes");
     }
 }
 

@@ -4,7 +4,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use kinora::compute::Compute;
 use kinora::engine::{Engine, wait};
+use kinora::error::Error;
+use kinora::gpu::{self, GpuOptions};
 use kinora::pack::{Export, PackOptions, pack};
 use kinora::stage::{Stage, run_stage};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
@@ -13,6 +16,21 @@ use serde_json::Value;
 /// Folder of the committed goldens.
 pub fn goldens() -> PathBuf {
     root().join("tests/goldens")
+}
+
+/// A GPU with no more than the guaranteed limits, if there is one.
+pub fn strict() -> Option<Compute> {
+    match wait(gpu::open(GpuOptions { strict_limits: true, ..GpuOptions::default() })) {
+        Ok(compute) => {
+            println!("adapter: {}", compute.adapter);
+            Some(compute)
+        }
+        Err(Error::NoAdapter(why)) => {
+            println!("skipped: no graphics adapter here ({why})");
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
 }
 
 /// The project's folder.
