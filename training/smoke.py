@@ -49,6 +49,8 @@ def changed(changes, prefix=""):
 
 
 def stages(common, folder):
+    if "gpu" not in common:  # the batches of a GPU are too large for a dry run
+        run("warm", *common, *changed(["batch=2"]))
     for stage, minutes, changes in STAGES:
         limit = [] if minutes is None else ["--minutes", str(minutes)]
         if stage == "evaluate":

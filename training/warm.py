@@ -26,9 +26,11 @@ def inputs(count, size, device):
     return latents, torch.rand(count, latents.shape[2], device=device), ids
 
 
-def warm(device, teacher, distill):
+def warm(device, teacher, distill, eager=False):
     """One step of each stage with its settings, for every size of the model."""
-    model = TextToVideo(WORDS).to(device).compiled()
+    model = TextToVideo(WORDS).to(device)
+    if not eager:
+        model.compiled()
     frozen = copy.deepcopy(model).requires_grad_(False)
     both = Trained(model).to(device)
     for size in presets.VIDEO["sizes"]:
@@ -49,7 +51,7 @@ def warm(device, teacher, distill):
 def main():
     args = presets.arguments("teacher", __doc__).parse_args()
     teacher = presets.settings(args)
-    warm(teacher["device"], teacher, presets.PRESETS[args.preset]["distill"])
+    warm(teacher["device"], teacher, presets.PRESETS[args.preset]["distill"], args.eager)
 
 
 if __name__ == "__main__":
