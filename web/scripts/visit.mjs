@@ -101,7 +101,7 @@ export async function generate({ page, troubles }, prompt, seed, onStage = () =>
 				video.addEventListener('progress', follow);
 				video.addEventListener(
 					'result',
-					({ detail: { frames, blob, ...rest } }) => end({ ...rest, frames: frames.length }),
+					({ detail: { frames: _, blob, frameCount, ...rest } }) => end({ ...rest, frames: frameCount }),
 					{ once: true },
 				);
 				video.addEventListener('error', ({ detail: { code, message } }) => end({ code, message }), { once: true });
