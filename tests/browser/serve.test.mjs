@@ -7,6 +7,9 @@ import { make, settled, start } from './support.mjs';
 
 const PROGRAM = fileURLToPath(new URL('../../web/scripts/serve.mjs', import.meta.url));
 
+/** A folder that holds no model. */
+const HERE = fileURLToPath(new URL('.', import.meta.url));
+
 let site;
 let running;
 
@@ -44,11 +47,7 @@ test('a packed folder is served beside the page, under the address that is print
 });
 
 for (const [what, words, says] of [
-	[
-		'a folder without a model',
-		['--model', '/tmp'],
-		/^serve: \/tmp has no manifest\.json; pack a model into it first\.\n$/,
-	],
+	['a folder without a model', ['--model', HERE], /^serve: .+ has no manifest\.json; pack a model into it first\.\n$/],
 	['a port that is none', ['--port', '99999'], /^serve: --port 99999 is no port; .+\n$/],
 	['an unknown option', ['--modle', 'x'], /^serve: Unknown option '--modle'.*\n$/],
 ]) {
