@@ -20,7 +20,7 @@ afterEach(() => rm(folder, { recursive: true }));
 
 /** Runs the demo; the exit status is null where it had to be stopped. */
 function demo(given, environment = {}) {
-	const options = { cwd: folder, env: { ...process.env, ...environment }, timeout: 240_000 };
+	const options = { cwd: folder, env: { ...process.env, ...environment }, timeout: 800_000 };
 	return new Promise((resolve) => {
 		execFile(process.execPath, [DEMO, ...given], options, (error, stdout, stderr) =>
 			resolve({ status: error ? error.code : 0, stdout, stderr }),
@@ -73,6 +73,14 @@ test('a prompt becomes an MP4, and the report says what it took', { timeout: 300
 	assert.ok(stderr.startsWith(`Prompt: ${PROMPT}\n`), stderr);
 	assert.match(stderr, /^Adapter: none used; computing on cpu$/m);
 	assert.match(stderr, new RegExp(`^ *\\d+ % {2}Drawing, step ${steps.length} of ${steps.length}$`, 'm'));
+});
+
+test('on WebGPU too, emulated where there is no other', { timeout: 900_000 }, async () => {
+	const { status, stdout, stderr } = await demo([PROMPT, '--seed', '7', '--device', 'webgpu', '--out', 'gpu.mp4']);
+	assert.equal(status, 0, stderr);
+	assert.match(stderr, /^Adapter: .+; computing on webgpu$/m);
+	assert.match(stdout, /^device: +webgpu$/m);
+	assert.equal((await readFile(join(folder, 'gpu.mp4'))).toString('latin1', 4, 8), 'ftyp');
 });
 
 for (const [what, given, sentence] of [

@@ -318,10 +318,10 @@ test('the built-in model on an adapter without timestamp-query: the page says so
 });
 
 test('an adapter without a feature that the manifest asks for: the page names it and uses the CPU', async () => {
-	const manifest = structuredClone(site.tiny.manifest);
-	manifest.requires.features = ['timestamp-query', 'no-such-feature'];
 	const page = await site.open(TINY, {
-		prepare: (context) => context.route('**/tiny/manifest.json', (route) => route.fulfill({ json: manifest })),
+		prepare: site.changed(({ requires }) => {
+			requires.features = ['timestamp-query', 'no-such-feature'];
+		}),
 	});
 	assert.match(await page.locator('#device-notice').innerText(), /lacks no-such-feature, so the CPU/);
 });

@@ -14,12 +14,7 @@ before(async () => {
 after(() => site.stop());
 afterEach(() => site.clear());
 
-/** Serves the tiny model's manifest with a change. */
-function changed(change) {
-	const manifest = structuredClone(site.tiny.manifest);
-	change(manifest);
-	return { prepare: (context) => context.route('**/tiny/manifest.json', (route) => route.fulfill({ json: manifest })) };
-}
+const changed = (change) => ({ prepare: site.changed(change) });
 
 const weights = (page) => page.requests.filter((url) => /\.bin|\.wasm|tokenizer/.test(url));
 

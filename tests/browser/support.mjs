@@ -50,6 +50,12 @@ export async function start({ gpu = 'software', arguments: more = [], base = '/'
 		url: server.url,
 		tiny,
 		open,
+		/** For `prepare`: serves the tiny model's manifest with a change. */
+		changed(change) {
+			const manifest = structuredClone(tiny.manifest);
+			change(manifest);
+			return (context) => context.route('**/tiny/manifest.json', (route) => route.fulfill({ json: manifest }));
+		},
 		/** Ends the pages of one test, so that the next has the processor to itself. */
 		async clear() {
 			await Promise.all([...contexts].map((context) => context.close()));

@@ -64,9 +64,10 @@ export class Recording {
 				done.file = await this.#writer.finish();
 			}
 		});
-		await Promise.race([this.#work, this.failure]);
+		// A failure first: work that follows one is skipped, and ends as if all were well.
+		await Promise.race([this.failure, this.#work]);
 		if (done.file === undefined) {
-			throw this.#stop.signal.aborted ? aborted() : new KinoraError('encode', 'The video has no frames.');
+			throw new KinoraError('encode', 'The video has no frames.');
 		}
 		return { ...done.file, refused: this.#refused };
 	}
@@ -113,7 +114,7 @@ export class Recording {
 	}
 }
 
-/** A codec that took the first frames may still fall silent later. The trial has a longer patience of its own. */
+/** A codec that took the first frames may still fall silent later. Long enough for a trial in which every codec does. */
 async function inTime(work: Promise<void>): Promise<void> {
 	let timer: ReturnType<typeof setTimeout> | undefined;
 	const late = new Promise<never>((_, reject) => {

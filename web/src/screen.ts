@@ -5,7 +5,7 @@
  */
 import type { FrameDetail } from './events.js';
 
-/** Frames that wait at the most, about a thing's length in memory; a model that is faster than its clip is skipped through. */
+/** Frames that wait at the most: the oldest are skipped where a model is faster than its clip, or memory would fill up. */
 const WAITING = 64;
 
 /** A timer that comes later than this was held up: a hidden tab, a busy page. The clip goes on from where it is. */

@@ -265,14 +265,14 @@ impl Manifest {
     pub fn find_size(&self, width: Option<u32>, height: Option<u32>, frames: Option<u32>) -> Result<ClipSize> {
         let wanted = |asked: Option<u32>, offered: u32| asked.is_none_or(|asked| asked == offered);
         let shown = |size: &ClipSize| wanted(width, size.width) && wanted(height, size.height);
-        let whole = |frames: &u32| frames % self.autoencoder.time_compression() as u32 == 1;
+        let time = self.autoencoder.time_compression();
+        let whole = |&frames: &u32| frames.checked_sub(1).is_some_and(|rest| (rest as usize).is_multiple_of(time));
         let length = frames.filter(whole).filter(|&frames| self.most_frames().is_some_and(|most| frames <= most));
         let offered = self.sizes().find(|size| shown(size) && wanted(frames, size.frames));
         let made = || self.sizes().find(shown).zip(length).map(|(size, frames)| ClipSize { frames, ..size });
         offered.or_else(made).ok_or_else(|| {
             let default = self.default_size();
             let mut supported: Vec<String> = self.sizes().map(|size| size.to_string()).collect();
-            let time = self.autoencoder.time_compression();
             supported
                 .extend(self.most_frames().map(|most| format!("or 1 to {most} frames, a multiple of {time} plus 1")));
             Error::UnsupportedSize {
