@@ -79,7 +79,7 @@ test('on WebGPU too, emulated where there is no other', { timeout: 900_000 }, as
 	const { status, stdout, stderr } = await demo([PROMPT, '--seed', '7', '--device', 'webgpu', '--out', 'gpu.mp4']);
 	assert.equal(status, 0, stderr);
 	assert.match(stderr, /^Adapter: .+; computing on webgpu$/m);
-	assert.match(stdout, /^device: +webgpu$/m);
+	assert.match(stdout, /^device: +webgpu: .+$/m);
 	assert.equal((await readFile(join(folder, 'gpu.mp4'))).toString('latin1', 4, 8), 'ftyp');
 });
 
