@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use kinora::engine::DeviceChoice;
 
@@ -56,4 +56,35 @@ pub fn publish(path: &Path) -> Result<()> {
 /// Text for stdout. A closed pipe (`kinora inspect … | head`) is no error.
 pub fn print(text: impl std::fmt::Display) {
     let _ = writeln!(std::io::stdout(), "{}", text.to_string().trim_end());
+}
+
+/// A number with a unit: `4GiB`, `800MB`, `1.5 GB`, or bytes without one.
+pub fn bytes(text: &str) -> Result<u64> {
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let unit = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1u64,
+        "kb" => 1000,
+        "mb" => 1000 * 1000,
+        "gb" => 1000 * 1000 * 1000,
+        "kib" => 1 << 10,
+        "mib" => 1 << 20,
+        "gib" => 1 << 30,
+        _ => bail!("{text:?} has no unit that is known; write it like 4GiB or 800MB"),
+    };
+    let number: f64 = number.parse().with_context(|| format!("{text:?} is no number of bytes; write it like 4GiB"))?;
+    Ok((number * unit as f64) as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_read_with_its_unit() {
+        assert_eq!(bytes("4GiB").unwrap(), 4 << 30);
+        assert_eq!(bytes("1.5 MB").unwrap(), 1_500_000);
+        assert_eq!(bytes("77").unwrap(), 77);
+        assert!(bytes("4 apples").is_err() && bytes("GiB").is_err());
+    }
 }

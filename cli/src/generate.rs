@@ -7,8 +7,9 @@ use std::time::Instant;
 use anyhow::Result;
 use clap::Args;
 use kinora::engine::{Engine, GenerateRequest};
+use kinora::model::plan::Residency;
 
-use crate::files::{Device, read};
+use crate::files::{Device, bytes, read};
 use crate::lora;
 use crate::output::{Output, Picture};
 
@@ -46,6 +47,10 @@ pub struct Generate {
     /// LoRA to apply to the denoiser, a safetensors file, with its strength (1 without); may be given several times
     #[arg(long = "lora", value_name = "FILE[=STRENGTH]")]
     loras: Vec<String>,
+    /// Memory there is, such as 4GiB or 800MB, on host and graphics device together; where it is too short for the model
+    /// as a whole, text encoder, denoiser and decoder are read in turns, and a clip that needs more is an error
+    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    memory: Option<u64>,
     /// Directory for PNG files, or a file that ends in .y4m
     #[arg(long = "out", value_name = "DIR|FILE.y4m")]
     output: PathBuf,
@@ -59,18 +64,29 @@ impl Generate {
         eprintln!("loading {}", self.model.display());
         let started = Instant::now();
         let pack = self.prompts.as_deref().map(read).transpose()?;
-        // One clip needs one prompt: the text encoder is read once, layer by layer, and never held as a whole.
-        let mut engine = Engine::load_dir_streamed(&self.model, self.device.into(), pack.as_deref())?;
-        let mut loras = Vec::with_capacity(self.loras.len());
+        let mut lora_bytes = 0;
+        let mut files = Vec::with_capacity(self.loras.len());
         for text in &self.loras {
             let (path, strength) = lora::split(text);
-            loras.push((engine.add_lora(path, &read(Path::new(path))?)?, strength));
+            let file = read(Path::new(path))?;
+            lora_bytes += file.len() as u64;
+            files.push((path, file, strength));
+        }
+        let Self { prompt, seed, width, height, frames, .. } = self;
+        let request = GenerateRequest { prompt, seed, width, height, frames, lora_bytes };
+        // One clip needs one prompt: the text encoder is read once, layer by layer, and never held as a whole.
+        let (device, pack) = (self.device.into(), pack.as_deref());
+        let mut engine = match self.memory {
+            Some(memory) => Engine::load_dir_within(&self.model, device, pack, memory, &request)?,
+            None => Engine::load_dir_streamed(&self.model, device, pack)?,
+        };
+        let mut loras = Vec::with_capacity(files.len());
+        for (path, file, strength) in files {
+            loras.push((engine.add_lora(path, &file)?, strength));
         }
         engine.use_loras(&loras)?;
         let engine = Rc::new(engine);
         eprintln!("loaded in {:.2} s", started.elapsed().as_secs_f64());
-        let Self { prompt, seed, width, height, frames, .. } = self;
-        let request = GenerateRequest { prompt, seed, width, height, frames, ..GenerateRequest::default() };
         pollster::block_on(clip(&engine, &request, &self.output))
     }
 }
@@ -79,7 +95,8 @@ async fn clip(engine: &Rc<Engine>, request: &GenerateRequest, path: &Path) -> Re
     let started = Instant::now();
     let mut generation = engine.begin(request).await?;
     let size = generation.size();
-    eprintln!("{size}, {} steps, seed {}", generation.steps(), request.seed);
+    let turns = if generation.residency() == Residency::Turns { ", parts of the model in turns" } else { "" };
+    eprintln!("{size}, {} steps, seed {}{turns}", generation.steps(), request.seed);
     // Opened before the work: a path that cannot be written is known at once.
     let mut output = Output::create(path, size, generation.fps())?;
     let mut lap = Instant::now();

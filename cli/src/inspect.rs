@@ -3,12 +3,12 @@
 use std::fs;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::Args;
 use kinora::model::manifest::Manifest;
-use kinora::model::plan::{Limits, MemoryPlan, PlanRequest, Target, TextWeights};
+use kinora::model::plan::{Limits, MemoryPlan, PlanRequest, Residency, Target, TextWeights};
 
-use crate::files::{Device, print};
+use crate::files::{Device, bytes, print};
 use crate::lora;
 
 /// Show what a packed model is, and what a clip of it needs
@@ -30,7 +30,9 @@ pub struct Inspect {
     /// Where it would run; without it on the graphics device
     #[arg(long, value_enum)]
     device: Option<Device>,
-    /// Memory there is, such as 4GiB or 800MB; a clip that needs more is an error, with the largest one that does not
+    /// Memory there is, such as 4GiB or 800MB; where it is too short for the model as a whole, the plan is one with text
+    /// encoder, denoiser and decoder in turns, and a clip that needs more all the same is an error, with the largest
+    /// one that does not
     #[arg(long, value_name = "BYTES", value_parser = bytes)]
     memory: Option<u64>,
     /// Tokens of the prompt; without it as many as the model takes
@@ -39,6 +41,9 @@ pub struct Inspect {
     /// The prompt is in a prompt pack, so that the text encoder has nothing to do
     #[arg(long)]
     packed: bool,
+    /// Plan with text encoder, denoiser and decoder in turns, as where memory is short
+    #[arg(long)]
+    turns: bool,
     /// LoRA that lies beside the weights, a safetensors file; may be given several times
     #[arg(long = "lora", value_name = "FILE")]
     loras: Vec<String>,
@@ -50,23 +55,30 @@ pub struct Inspect {
 impl Inspect {
     pub fn run(self) -> Result<()> {
         let plain = self.size.is_none() && self.frames.is_none() && self.device.is_none() && self.memory.is_none();
-        if plain && self.tokens.is_none() && !self.packed && self.loras.is_empty() && !self.json {
+        if plain && self.tokens.is_none() && !self.packed && !self.turns && self.loras.is_empty() && !self.json {
             print(kinora::pack::inspect(&self.model)?);
             return Ok(());
         }
         let manifest = kinora::pack::read_manifest(&self.model)?;
         let request = self.request(&manifest)?;
-        let plan = MemoryPlan::of(&manifest, &request)?;
+        let limits = Limits { memory: self.memory, turns: true, ..Limits::default() };
+        let fitting = MemoryPlan::within(&manifest, &request, &limits);
+        // A clip that does not fit is shown too: which stage takes the memory, and how much.
+        let plan = match &fitting {
+            Ok(plan) => plan.clone(),
+            Err(_) => MemoryPlan::of(&manifest, &request)?,
+        };
         if self.json {
             print(serde_json::to_string_pretty(&plan)?);
         } else {
             print(&plan);
         }
-        if let Some(memory) = self.memory {
-            MemoryPlan::within(&manifest, &request, &Limits { memory: Some(memory), ..Limits::default() })?;
-            if !self.json {
-                print("It fits.");
-            }
+        fitting?;
+        if self.memory.is_some() && !self.json {
+            print(match plan.residency {
+                Residency::Together => "It fits.",
+                Residency::Turns => "It fits, with the parts of the model in turns.",
+            });
         }
         Ok(())
     }
@@ -85,7 +97,8 @@ impl Inspect {
             lora_bytes += fs::metadata(path).with_context(|| format!("cannot read {path}"))?.len();
         }
         let text = TextWeights::usual(manifest);
-        Ok(PlanRequest { size, tokens: self.tokens, target, text, packed: self.packed, lora_bytes })
+        let residency = if self.turns { Residency::Turns } else { Residency::Together };
+        Ok(PlanRequest { size, tokens: self.tokens, target, text, packed: self.packed, lora_bytes, residency })
     }
 }
 
@@ -95,35 +108,9 @@ fn size(text: &str) -> Result<(u32, u32)> {
     sides.with_context(|| format!("{text:?} is no size; write it like 480x272"))
 }
 
-/// A number with a unit: `4GiB`, `800MB`, `1.5 GB`, or bytes without one.
-fn bytes(text: &str) -> Result<u64> {
-    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let unit = match unit.trim().to_ascii_lowercase().as_str() {
-        "" | "b" => 1u64,
-        "kb" => 1000,
-        "mb" => 1000 * 1000,
-        "gb" => 1000 * 1000 * 1000,
-        "kib" => 1 << 10,
-        "mib" => 1 << 20,
-        "gib" => 1 << 30,
-        _ => bail!("{text:?} has no unit that is known; write it like 4GiB or 800MB"),
-    };
-    let number: f64 = number.parse().with_context(|| format!("{text:?} is no number of bytes; write it like 4GiB"))?;
-    Ok((number * unit as f64) as u64)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn memory_is_read_with_its_unit() {
-        assert_eq!(bytes("4GiB").unwrap(), 4 << 30);
-        assert_eq!(bytes("1.5 MB").unwrap(), 1_500_000);
-        assert_eq!(bytes("77").unwrap(), 77);
-        assert!(bytes("4 apples").is_err() && bytes("GiB").is_err());
-    }
 
     #[test]
     fn sizes_are_read() {

@@ -2,29 +2,32 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use crate::compute::Compute;
-use crate::engine::{DeviceChoice, Engine, Loading, PackFile, open_device, wait};
+use crate::engine::{Engine, GenerateRequest, wait};
 use crate::error::{Error, Result};
+use crate::loading::{DeviceChoice, LoadOptions, Loading, PackFile, open_device};
 use crate::model::layout::Part;
 use crate::model::manifest::Manifest;
+use crate::model::plan::{Residency, TextWeights};
 use crate::model::reader::ShardFolder;
 use crate::model::shards::verify_file;
 use crate::pack::{MANIFEST_FILE, read_file};
+use crate::text::TextEncoder;
 use crate::text::prompts::PromptPack;
 use crate::text::stream::StreamedUmt5;
 use crate::text::tokenizer::Tokenizer;
-use crate::text::{TextEncoder, TextPlan};
 
 impl Engine {
     /// Loads a model directory, text encoder and all.
     ///
     /// # Errors
-    /// [`Error::InvalidRequest`] for a file that cannot be read, otherwise as [`Loading::with`].
+    /// [`Error::InvalidRequest`] for a file that cannot be read, otherwise as [`Loading::new`].
     pub fn load_dir(dir: &Path, device: DeviceChoice) -> Result<Self> {
         let manifest = manifest_text(dir)?;
         let tokenizer = tokenizer_text(dir, &Manifest::parse(&manifest)?)?;
-        load_shards(dir, wait(Loading::new(&manifest, &tokenizer, device))?)
+        load_shards(dir, wait(Loading::new(&manifest, device, LoadOptions::resident(&tokenizer)))?)
     }
 
     /// Loads a model directory without its text encoder, whose layers are then read for each prompt, one at a time.
@@ -34,19 +37,49 @@ impl Engine {
     /// # Errors
     /// As [`load_dir`](Self::load_dir).
     pub fn load_dir_streamed(dir: &Path, device: DeviceChoice, pack: Option<&[u8]>) -> Result<Self> {
-        let text = manifest_text(dir)?;
-        let manifest = Manifest::parse(&text)?;
-        let named = match &manifest.prompt_pack {
-            Some(info) if pack.is_none() && !manifest.text_encoder.hosted => Some(read_file(dir, info)?),
-            _ => None,
-        };
-        let has_pack = pack.is_some() || named.is_some();
-        let absent = has_pack && !encoder_is_there(dir, &manifest);
-        let tokenizer = if absent { None } else { Some(tokenizer_text(dir, &manifest)?) };
-        let plan = if absent { TextPlan::Absent } else { TextPlan::Streamed(Box::new(ShardFolder(dir.into()))) };
-        let pack = pack.map(PackFile::Given).or(named.as_deref().map(PackFile::Named));
-        load_shards(dir, wait(Loading::with(&text, tokenizer.as_deref(), device, plan, pack))?)
+        load_shards(dir, open(dir, device, pack, None)?)
     }
+
+    /// As [`load_dir_streamed`](Self::load_dir_streamed), for a certain clip and so many bytes of memory, host and GPU
+    /// together. Where the model does not fit beside the clip, its parts take turns and none is loaded here.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check) and [`load_dir`](Self::load_dir).
+    pub fn load_dir_within(
+        dir: &Path,
+        device: DeviceChoice,
+        pack: Option<&[u8]>,
+        memory: u64,
+        clip: &GenerateRequest,
+    ) -> Result<Self> {
+        let mut loading = open(dir, device, pack, Some(memory))?;
+        if loading.check(clip)?.plan.residency == Residency::Turns {
+            loading.take_turns()?;
+        }
+        load_shards(dir, loading)
+    }
+}
+
+/// A model directory with its text encoder left in storage, or left out.
+fn open(dir: &Path, device: DeviceChoice, pack: Option<&[u8]>, memory: Option<u64>) -> Result<Loading> {
+    let text = manifest_text(dir)?;
+    let manifest = Manifest::parse(&text)?;
+    let named = match &manifest.prompt_pack {
+        Some(info) if pack.is_none() && !manifest.text_encoder.hosted => Some(read_file(dir, info)?),
+        _ => None,
+    };
+    let has_pack = pack.is_some() || named.is_some();
+    let absent = has_pack && !encoder_is_there(dir, &manifest);
+    let tokenizer = if absent { None } else { Some(tokenizer_text(dir, &manifest)?) };
+    let options = LoadOptions {
+        tokenizer: tokenizer.as_deref(),
+        text: if absent { TextWeights::Absent } else { TextWeights::Streamed },
+        pack: pack.map(PackFile::Given).or(named.as_deref().map(PackFile::Named)),
+        storage: Some(Rc::new(ShardFolder(dir.into()))),
+        memory,
+        comfortable: None,
+    };
+    wait(Loading::new(&text, device, options))
 }
 
 /// Tokenizer and text encoder of a model directory, without the rest of the model.
@@ -72,7 +105,7 @@ impl TextPart {
         verify_file(&manifest.text_encoder.tokenizer, text.as_bytes())?;
         let tokenizer = Tokenizer::parse(&text, &manifest)?;
         let compute = wait(open_device(&manifest, device))?;
-        let encoder = TextEncoder::Streamed(StreamedUmt5::new(&manifest, Box::new(ShardFolder(dir.into()))));
+        let encoder = TextEncoder::Streamed(StreamedUmt5::new(&manifest, Rc::new(ShardFolder(dir.into()))));
         Ok(Self { manifest, tokenizer, encoder, compute })
     }
 

@@ -12,6 +12,8 @@ use crate::error::{Error, Result};
 use crate::frames::{cut, to_rgba};
 use crate::latents::noise;
 use crate::model::manifest::{ClipSize, SamplerConfig};
+use crate::model::plan::Residency;
+use crate::parts::Turn;
 
 /// One denoising step that has been done.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
@@ -40,12 +42,15 @@ pub struct FrameBatch {
 ///
 /// Most models denoise the whole clip at once. Causal ones make it chunk by chunk: [`step`](Self::step) ends after each
 /// chunk, [`next_frames`](Self::next_frames) gives the chunk's frames, and so on until [`finished`](Self::finished).
+/// Where the parts of the model take turns, all steps come first and all frames last.
 pub struct Generation {
     engine: Rc<Engine>,
+    residency: Residency,
     size: ClipSize,
     /// Of the whole clip.
     shape: [usize; 4],
-    text: Conditions,
+    /// `None` once the last step is done, where the memory is needed for the decoder.
+    text: Option<Conditions>,
     seed: u64,
     /// What finished chunks left for the later ones, in causal models.
     past: Option<KvCache>,
@@ -95,14 +100,21 @@ fn stream(chunk: usize, step: usize) -> u32 {
 }
 
 impl Generation {
-    pub(crate) fn new(engine: Rc<Engine>, size: ClipSize, shape: [usize; 4], text: Conditions, seed: u64) -> Self {
-        let config = &engine.manifest.sampler;
-        let past = config.causal.as_ref().map(|causal| engine.denoiser.cache(causal, shape));
-        let chunk = Chunk::new(config, shape, 0, 0, seed);
+    pub(crate) fn new(
+        engine: Rc<Engine>,
+        residency: Residency,
+        size: ClipSize,
+        shape: [usize; 4],
+        text: Conditions,
+        past: Option<KvCache>,
+        seed: u64,
+    ) -> Self {
+        let chunk = Chunk::new(&engine.manifest.sampler, shape, 0, 0, seed);
         Self {
+            residency,
             size,
             shape,
-            text,
+            text: Some(text),
             seed,
             past,
             chunk,
@@ -139,11 +151,20 @@ impl Generation {
         self.decoded == self.shape[1]
     }
 
+    /// Whether the parts of the model are in memory together. In turns there are no previews.
+    pub fn residency(&self) -> Residency {
+        self.residency
+    }
+
+    /// Whether the last step of the clip has been done.
+    fn denoised(&self) -> bool {
+        self.chunk.finished() && self.before + self.chunk.shape[1] == self.shape[1]
+    }
+
     /// One denoising step; `None` once there are frames to fetch, or at the end.
     pub async fn step(&mut self) -> Result<Option<StepInfo>> {
-        if self.chunk.finished() {
-            return Ok(None);
-        }
+        let Some(text) = self.text.as_ref().filter(|_| !self.chunk.finished()) else { return Ok(None) };
+        self.engine.turn(self.residency, Turn::Denoiser);
         let index = self.chunk.done;
         let number = self.chunk.index;
         let (seed, length) = (self.seed, self.chunk.latents.len());
@@ -151,7 +172,7 @@ impl Generation {
         let chunk = &mut self.chunk;
         (chunk.latents, chunk.clean) = self
             .engine
-            .denoise_step(&chunk.latents, chunk.shape, &self.text, self.past.as_ref(), &mut chunk.sampler, index, fresh)
+            .denoise_step(&chunk.latents, chunk.shape, text, self.past.as_ref(), &mut chunk.sampler, index, fresh)
             .await?;
         chunk.done += 1;
         if chunk.finished() {
@@ -162,10 +183,17 @@ impl Generation {
     }
 
     /// The middle of what is being denoised as it is expected to look, RGBA, from the last step's estimate.
+    ///
+    /// # Errors
+    /// [`Error::InvalidRequest`] where the parts of the model take turns: a preview would need two of them at once.
     pub async fn preview(&self) -> Result<Vec<u8>> {
+        if self.residency == Residency::Turns {
+            return Err(Error::InvalidRequest("there are no previews where the parts of a model take turns".into()));
+        }
         let shape = self.chunk.shape;
         let middle = shape[1] / 2;
-        let mut decoding = self.engine.autoencoder.decoding(self.engine.autoencoder.start_decoding());
+        let autoencoder = self.engine.autoencoder().await?;
+        let mut decoding = autoencoder.decoding(autoencoder.start_decoding());
         let mut last = None;
         // Two latent frames: the memory blocks want a past, one frame of it is enough for a preview.
         for index in middle.saturating_sub(1)..=middle {
@@ -188,11 +216,22 @@ impl Generation {
             let early = Error::InvalidRequest("frames can be decoded after the last denoising step".into());
             return if between { Ok(None) } else { Err(early) };
         }
-        while let Some(latent) = self.waiting.pop_front() {
-            let autoencoder = &self.engine.autoencoder;
+        if self.residency == Residency::Turns {
+            if !self.denoised() {
+                self.next_chunk().await?;
+                return Ok(None);
+            }
+            // What only the denoiser looks at makes room, too.
+            (self.text, self.past) = (None, None);
+            self.engine.turn(self.residency, Turn::Autoencoder);
+        }
+        while let Some(latent) = self.waiting.front() {
+            // It stays until it has been decoded: a decoder that cannot be read now may be readable later.
+            let autoencoder = self.engine.autoencoder().await?;
             let mut decoding =
                 autoencoder.decoding(self.decoder.take().unwrap_or_else(|| autoencoder.start_decoding()));
-            let frames = decoding.next(&self.engine.compute, latent, self.shape[2], self.shape[3]).await?;
+            let frames = decoding.next(&self.engine.compute, latent.clone(), self.shape[2], self.shape[3]).await?;
+            self.waiting.pop_front();
             self.decoder = Some(decoding.into_state());
             self.decoded += 1;
             if !frames.is_empty() {
@@ -208,11 +247,12 @@ impl Generation {
     /// Shows the finished chunk to the model once more, for its keys and values, and goes on to the next.
     async fn next_chunk(&mut self) -> Result<()> {
         let config = &self.engine.manifest.sampler;
-        if let (Some(causal), Some(past)) = (&config.causal, &mut self.past) {
+        if let (Some(causal), Some(past), Some(text)) = (&config.causal, &mut self.past, &self.text) {
+            self.engine.turn(self.residency, Turn::Denoiser);
             let timesteps = vec![causal.context_timestep as f32; self.chunk.shape[1]];
             let Chunk { latents, shape, .. } = &self.chunk;
-            let input = Input { latents, shape: *shape, timesteps: &timesteps, text: &self.text.captioned };
-            self.engine.denoiser.remember(&self.engine.compute, input, past).await?;
+            let input = Input { latents, shape: *shape, timesteps: &timesteps, text: &text.captioned };
+            self.engine.denoiser().await?.remember(&self.engine.compute, input, past).await?;
         }
         self.before += self.chunk.shape[1];
         self.steps_before += self.chunk.done;

@@ -17,11 +17,13 @@ pub mod generation;
 pub mod gpu;
 pub mod kernels;
 pub mod latents;
+pub mod loading;
 pub mod lora;
 pub mod model;
 pub mod ops;
 #[cfg(not(target_family = "wasm"))]
 pub mod pack;
+mod parts;
 pub mod selftest;
 pub mod stage;
 pub mod text;

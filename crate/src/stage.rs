@@ -68,7 +68,7 @@ pub async fn run_stage(engine: &Engine, stage: Stage, input: &[u8]) -> Result<Ve
     match stage {
         Stage::EncodeText => {
             let ids = inputs.ids("input_ids")?;
-            let embeddings = engine.text_encoder.encode(compute, &ids).await?;
+            let embeddings = engine.text_encoder().encode(compute, &ids).await?;
             let width = engine.manifest.text_encoder.d_model;
             output("embeddings", &[ids.len(), width], &embeddings)
         }
@@ -83,16 +83,17 @@ pub async fn run_stage(engine: &Engine, stage: Stage, input: &[u8]) -> Result<Ve
                 .collect::<Vec<_>>()
                 .try_into()
                 .map_err(|_| Error::InvalidRequest("grid must hold three numbers".into()))?;
-            let out = engine.denoiser.first_block(compute, hidden, projection, text, grid).await?;
+            let out = engine.denoiser().await?.first_block(compute, hidden, projection, text, grid).await?;
             output("hidden", &shape, &out)
         }
         Stage::Denoise => {
             let (latents, shape) = inputs.floats::<4>("latents")?;
             let (timesteps, _) = inputs.floats::<1>("timesteps")?;
             let (text, _) = inputs.floats::<2>("text")?;
-            let context = engine.denoiser.text_context(compute, text, engine.manifest.text_encoder.max_tokens)?;
+            let denoiser = engine.denoiser().await?;
+            let context = denoiser.text_context(compute, text, engine.manifest.text_encoder.max_tokens)?;
             let input = Input { latents: &latents, shape, timesteps: &timesteps, text: &context };
-            let velocity = engine.denoiser.velocity(compute, input).await?;
+            let velocity = denoiser.velocity(compute, input).await?;
             output("velocity", &shape, &velocity)
         }
         Stage::Sample => {
@@ -105,7 +106,8 @@ pub async fn run_stage(engine: &Engine, stage: Stage, input: &[u8]) -> Result<Ve
             if shape[0] != engine.manifest.autoencoder.latent_channels {
                 return Err(Error::InvalidRequest(format!("latents {shape:?} do not have the model's channels")));
             }
-            let mut decoding = engine.autoencoder.decoding(engine.autoencoder.start_decoding());
+            let autoencoder = engine.autoencoder().await?;
+            let mut decoding = autoencoder.decoding(autoencoder.start_decoding());
             let (mut values, mut count, mut size) = (Vec::new(), 0, [0, 0]);
             for index in 0..shape[1] {
                 let latent = latent_frame(&latents, shape, index);
@@ -121,7 +123,7 @@ pub async fn run_stage(engine: &Engine, stage: Stage, input: &[u8]) -> Result<Ve
             let (frames, [_, channels, height, width]) = inputs.floats::<4>("frames")?;
             let size = (channels * height * width).max(1);
             let frames: Vec<Vec<f32>> = frames.chunks(size).map(<[f32]>::to_vec).collect();
-            let (latents, shape) = engine.autoencoder.encode(compute, &frames, height, width).await?;
+            let (latents, shape) = engine.autoencoder().await?.encode(compute, &frames, height, width).await?;
             output("latents", &shape, &latents)
         }
     }

@@ -11,17 +11,17 @@ use serde::Serialize;
 use wasm_bindgen::prelude::*;
 use wasm_bindgen_futures::JsFuture;
 
-use crate::engine::{self, DeviceChoice, Engine, GenerateRequest, Loading, PackFile};
+use crate::engine::{self, Engine, GenerateRequest};
 use crate::error::{Error, Result};
 use crate::generation::Generation;
+use crate::loading::{DeviceChoice, LoadOptions, Loading, PackFile};
 use crate::model::layout::Part;
 use crate::model::manifest::{Manifest, ShardInfo};
-use crate::model::plan::{Bytes, MemoryPlan};
+use crate::model::plan::{Bytes, MemoryPlan, Residency, TextWeights};
 use crate::model::reader::ShardSource;
 use crate::model::shards::verify_file;
 use crate::selftest;
 use crate::stage::{self, Stage};
-use crate::text::TextPlan;
 
 /// Panics and the runtime's log lines go to the console: an engine bug must leave a trace.
 #[wasm_bindgen(start)]
@@ -76,19 +76,12 @@ struct CreateOptions {
     device: String,
     #[serde(default)]
     strict_limits: bool,
-    #[serde(default)]
-    text_encoder: TextEncoderOption,
+    text_encoder: TextWeights,
     #[serde(default)]
     prompt_pack_named: bool,
-}
-
-#[derive(Default, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum TextEncoderOption {
-    #[default]
-    Resident,
-    Streamed,
-    Absent,
+    /// Bytes; JavaScript has no other numbers.
+    #[serde(default)]
+    comfortable_memory: Option<f64>,
 }
 
 /// Shards that the page hands in when they are asked for.
@@ -145,6 +138,7 @@ struct Plan {
     engine: Bytes,
     gpu: Bytes,
     largest_buffer: Bytes,
+    residency: Residency,
 }
 
 impl Plan {
@@ -158,6 +152,7 @@ impl Plan {
             engine: plan.peak.host,
             gpu: plan.peak.gpu,
             largest_buffer: plan.largest_buffer,
+            residency: plan.residency,
         }
     }
 }
@@ -169,6 +164,14 @@ enum State {
     Failed,
 }
 
+/// Builds the models, or what there is of them in turns.
+fn finish(state: &mut State) -> Result<(), JsValue> {
+    if let State::Loading(loading) = std::mem::replace(state, State::Failed) {
+        *state = State::Ready(Rc::new(loading.finish().map_err(thrown)?));
+    }
+    Ok(())
+}
+
 /// A model in a browser: created from its manifest, filled shard by shard, then ready.
 #[wasm_bindgen(js_name = Engine)]
 pub struct WebEngine {
@@ -178,10 +181,12 @@ pub struct WebEngine {
 
 #[wasm_bindgen(js_class = Engine)]
 impl WebEngine {
-    /// `options`: `{device: "webgpu" | "cpu", strictLimits?: boolean, textEncoder?: "resident" | "streamed" | "absent",
-    /// readShard?: (index: number) => Promise<Uint8Array>, promptPack?: Uint8Array, promptPackNamed?: boolean}`.
-    /// A streamed encoder needs `readShard`, an absent one no tokenizer. `promptPackNamed` says that the pack is the one
-    /// that the manifest names.
+    /// `options`: `{device: "webgpu" | "cpu", textEncoder: "resident" | "streamed" | "absent", strictLimits?: boolean,
+    /// readShard?: (index: number) => Promise<Uint8Array>, promptPack?: Uint8Array, promptPackNamed?: boolean,
+    /// comfortableMemory?: number}`.
+    /// A streamed encoder needs `readShard`, as do parts that take turns; an absent one needs no tokenizer.
+    /// `promptPackNamed` says that the pack is the one that the manifest names. Clips that need more than
+    /// `comfortableMemory` bytes are made with parts that take turns.
     pub async fn create(
         manifest_json: String,
         tokenizer_json: Option<String>,
@@ -197,16 +202,15 @@ impl WebEngine {
                 return Err(thrown(Error::InvalidRequest(format!("there is no device {other}, only webgpu and cpu"))));
             }
         };
-        let plan = match (options.text_encoder, read_shard) {
-            (TextEncoderOption::Resident, _) => TextPlan::Resident,
-            (TextEncoderOption::Absent, _) => TextPlan::Absent,
-            (TextEncoderOption::Streamed, Ok(read)) => TextPlan::Streamed(Box::new(PageShards(read))),
-            (TextEncoderOption::Streamed, Err(_)) => {
-                return Err(thrown(Error::InvalidRequest("a streamed text encoder needs readShard".into())));
-            }
+        let options = LoadOptions {
+            tokenizer: tokenizer_json.as_deref(),
+            text: options.text_encoder,
+            pack: pack.as_deref().map(if options.prompt_pack_named { PackFile::Named } else { PackFile::Given }),
+            storage: read_shard.ok().map(|read| Rc::new(PageShards(read)) as Rc<dyn ShardSource>),
+            memory: None,
+            comfortable: options.comfortable_memory.map(|bytes| bytes as u64),
         };
-        let pack = pack.as_deref().map(if options.prompt_pack_named { PackFile::Named } else { PackFile::Given });
-        let loading = Loading::with(&manifest_json, tokenizer_json.as_deref(), device, plan, pack);
+        let loading = Loading::new(&manifest_json, device, options);
         let loading = loading.await.map_err(thrown)?;
         let compute = loading.compute();
         let info = Info {
@@ -241,10 +245,20 @@ impl WebEngine {
             return Err(thrown(Error::InvalidRequest("all shards have been added already".into())));
         };
         loading.add_shard(index as usize, bytes).map_err(thrown)?;
-        if loading.missing_shards().is_empty()
-            && let State::Loading(loading) = std::mem::replace(&mut *state, State::Failed)
-        {
-            *state = State::Ready(Rc::new(loading.finish().map_err(thrown)?));
+        if loading.missing_shards().is_empty() {
+            finish(&mut state)?;
+        }
+        Ok(())
+    }
+
+    /// No shard is to be added any more: the parts of the model will be read from storage in turns, as the plan of
+    /// [`check`](Self::check) says where memory is short. Nothing changes where the model has been loaded already.
+    #[wasm_bindgen(js_name = takeTurns)]
+    pub fn take_turns(&self) -> Result<(), JsValue> {
+        let mut state = self.state.borrow_mut();
+        if let State::Loading(loading) = &mut *state {
+            loading.take_turns().map_err(thrown)?;
+            finish(&mut state)?;
         }
         Ok(())
     }
@@ -253,8 +267,18 @@ impl WebEngine {
     /// enough that `readShard` finds them.
     #[wasm_bindgen(js_name = textShards)]
     pub fn text_shards(&self) -> Result<Vec<u32>, JsValue> {
+        self.shards_of(|part| part == Part::TextEncoder)
+    }
+
+    /// Indices of the shards that denoiser and decoder are read from where they take turns.
+    #[wasm_bindgen(js_name = turnShards)]
+    pub fn turn_shards(&self) -> Result<Vec<u32>, JsValue> {
+        self.shards_of(|part| part != Part::TextEncoder)
+    }
+
+    fn shards_of(&self, wanted: impl Fn(Part) -> bool) -> Result<Vec<u32>, JsValue> {
         self.with_manifest(|manifest| {
-            let shards = manifest.shards_of(|name| name.starts_with(Part::TextEncoder.prefix()));
+            let shards = manifest.shards_of(|name| Part::of(name).is_some_and(&wanted));
             Ok(shards.into_iter().map(|index| index as u32).collect())
         })
     }

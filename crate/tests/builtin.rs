@@ -11,7 +11,7 @@ use std::sync::Mutex;
 use common::{TempDir, floats, goldens, psnr, root};
 use kinora::engine::{DeviceChoice, Engine, GenerateRequest, wait};
 use kinora::model::manifest::{DType, Manifest};
-use kinora::model::plan::{ClipNeeds, MemoryPlan, PlanRequest, Target, TextWeights};
+use kinora::model::plan::{ClipNeeds, MemoryPlan, PlanRequest, Residency, Target, TextWeights};
 use kinora::model::shards::ShardAssembler;
 use kinora::pack::{Export, PackOptions, pack, read_manifest};
 use kinora::selftest::relative_error;
@@ -79,7 +79,7 @@ fn a_whole_run_matches_pytorch_on_the_same_weights() {
     let prompt = engine.tokenizer().expect("a tokenizer").encode(&golden.prompt).expect("encodes");
     let ids: Vec<u8> = prompt.ids.iter().flat_map(|id| id.to_le_bytes()).collect();
     assert_eq!(ids, all.tensor("input_ids").expect("ids").data());
-    let embeddings = wait(engine.text_encoder.encode(&engine.compute, &prompt.ids)).expect("encodes");
+    let embeddings = wait(engine.text_encoder().encode(&engine.compute, &prompt.ids)).expect("encodes");
     let error = relative_error(&embeddings, &floats_of("embeddings"));
     println!("text embeddings: relative error {error:.2e}");
     assert!(error < 1e-4);
@@ -227,7 +227,15 @@ fn the_manifest_says_what_its_clips_need() {
     let text = TextWeights::usual(&manifest);
     let needs = manifest.sizes().map(|size| {
         let bytes = |target| {
-            let request = PlanRequest { size, tokens: None, target, text, packed: false, lora_bytes: 0 };
+            let request = PlanRequest {
+                size,
+                tokens: None,
+                target,
+                text,
+                packed: false,
+                lora_bytes: 0,
+                residency: Residency::Together,
+            };
             MemoryPlan::of(&manifest, &request).expect("a plan").in_page().get()
         };
         ClipNeeds {

@@ -40,20 +40,21 @@ fn last_velocity(engine: &Engine, case: &str, config: &CausalConfig) -> (Vec<f32
     let read = |name: &str| floats(&all.tensor(&format!("{case}.in.{name}")).expect("the golden"));
     let ([channels, frames, height, width], chunk) = ([8, 4, 4, 6], config.chunk_frames);
     let (clip, compute) = (read("latents"), &engine.compute);
-    let text = engine.denoiser.text_context(compute, read("text"), 16).expect("the text fits");
+    let denoiser = wait(engine.denoiser()).expect("it is there");
+    let text = denoiser.text_context(compute, read("text"), 16).expect("the text fits");
     let shape = [channels, chunk, height, width];
     let part = |first: usize| {
         let frame = |frame| latent_frame(&clip, [channels, frames, height, width], frame);
         frames_inward(&(first..first + chunk).map(frame).collect::<Vec<_>>(), shape)
     };
-    let mut past = engine.denoiser.cache(config, shape);
+    let mut past = denoiser.cache(config, shape);
     assert_eq!(past.bytes(), 0);
     for first in (0..frames - chunk).step_by(chunk) {
         let input = Input { latents: &part(first), shape, timesteps: &vec![0.0; chunk], text: &text };
-        wait(engine.denoiser.remember(compute, input, &mut past)).expect("remembers");
+        wait(denoiser.remember(compute, input, &mut past)).expect("remembers");
     }
     let last = Input { latents: &part(frames - chunk), shape, timesteps: &vec![640.0; chunk], text: &text };
-    (wait(engine.denoiser.velocity_after(compute, last, &past)).expect("runs"), past.bytes())
+    (wait(denoiser.velocity_after(compute, last, &past)).expect("runs"), past.bytes())
 }
 
 /// With all frames held, and with a sink and a window that some have left.

@@ -123,7 +123,8 @@ fn chunks_with_a_cache_match_a_masked_pass_in_pytorch() {
     for (case, chunk, sink, window) in [("causal", 2, 0, 8), ("causal-window", 1, 1, 1)] {
         let clip = read(&format!("{case}.in.latents"));
         let compute = &engine.compute;
-        let text = engine.denoiser.text_context(compute, read(&format!("{case}.in.text")), 16).expect("the text fits");
+        let denoiser = wait(engine.denoiser()).expect("it is there");
+        let text = denoiser.text_context(compute, read(&format!("{case}.in.text")), 16).expect("the text fits");
         let config =
             CausalConfig { chunk_frames: chunk, sink_frames: sink, window_frames: window, ..CausalConfig::default() };
         let shape = [channels, chunk, height, width];
@@ -133,20 +134,20 @@ fn chunks_with_a_cache_match_a_masked_pass_in_pytorch() {
                 .collect();
             frames_inward(&pieces, shape)
         };
-        let mut past = engine.denoiser.cache(&config, shape);
+        let mut past = denoiser.cache(&config, shape);
         for first in (0..frames - chunk).step_by(chunk) {
             let input = Input { latents: &part(first), shape, timesteps: &vec![0.0; chunk], text: &text };
-            wait(engine.denoiser.remember(compute, input, &mut past)).expect("remembers");
+            wait(denoiser.remember(compute, input, &mut past)).expect("remembers");
         }
         assert_eq!((past.position(), past.held()), (frames - chunk, (frames - chunk).min(sink + window)));
         let last = Input { latents: &part(frames - chunk), shape, timesteps: &vec![640.0; chunk], text: &text };
-        let got = wait(engine.denoiser.velocity_after(compute, last, &past)).expect("runs");
+        let got = wait(denoiser.velocity_after(compute, last, &past)).expect("runs");
         let want = read(&format!("{case}.out.velocity"));
         let error = relative_error(&got, &want);
         println!("{case}: relative error {error:.2e}");
         assert!(error < TOLERANCE, "{case}: relative error {error:.2e}");
         // Without its past the chunk is another one.
-        let alone = wait(engine.denoiser.velocity(compute, last)).expect("runs");
+        let alone = wait(denoiser.velocity(compute, last)).expect("runs");
         assert!(relative_error(&alone, &want) > 1e-2, "{case} does not depend on the past");
     }
 }

@@ -67,7 +67,7 @@ fn a_clip_from_a_pack_is_the_clip_from_the_prompt_bit_for_bit() {
         let bytes = prompt_pack(&dir, &[RED, CAT]).expect("a pack");
         without_encoder(&dir);
         let engine = Engine::load_dir_streamed(dir.path(), DeviceChoice::Cpu, Some(&bytes)).expect("loads");
-        assert!(!engine.text_encoder.is_there() && engine.tokenizer().is_none());
+        assert!(!engine.text_encoder().is_there() && engine.tokenizer().is_none());
         let engine = Rc::new(engine);
         for (prompt, want) in [RED, CAT].iter().zip(&want) {
             assert!(clip(&engine, prompt).expect("a clip") == *want, "{prompt}");
@@ -111,7 +111,8 @@ fn a_prompt_that_is_not_in_the_pack_falls_back_to_the_encoder_or_names_those_tha
     assert!(!engine.check(&request("the blue bird")).expect("right").packed);
     let engine = Rc::new(engine);
     // A prompt that is there reads nothing of the encoder, one that is not does.
-    let TextEncoder::Streamed(streamed) = &engine.text_encoder else { panic!("it is streamed") };
+    let encoder = engine.text_encoder();
+    let TextEncoder::Streamed(streamed) = &*encoder else { panic!("it is streamed") };
     clip(&engine, RED).expect("a clip");
     assert_eq!(streamed.meter().peak(), 0);
     assert!(clip(&engine, "the blue bird").expect("a clip") == want);

@@ -4,6 +4,7 @@ mod common;
 mod toy;
 
 use std::path::Path;
+use std::rc::Rc;
 
 use common::{TempDir, floats, goldens, strict};
 use kinora::compute::Compute;
@@ -49,7 +50,7 @@ fn resident(dir: &Path, manifest: &Manifest, compute: &Compute) -> Umt5 {
 }
 
 fn streamed(dir: &Path, manifest: &Manifest) -> StreamedUmt5 {
-    StreamedUmt5::new(manifest, Box::new(ShardFolder(dir.into())))
+    StreamedUmt5::new(manifest, Rc::new(ShardFolder(dir.into())))
 }
 
 /// Padding a prompt and masking the padding, as the reference pipelines do, gives what the real tokens alone give.
@@ -146,7 +147,7 @@ fn rows_are_those_of_the_table_and_only_their_shards_are_read() {
     for format in [DType::F32, DType::F16] {
         let (dir, manifest) = deep(format, 4 << 10);
         let table = &manifest.tensors[TABLE];
-        let reader = TensorReader::new(&manifest, |name| name == TABLE, Box::new(ShardFolder(dir.path().into())));
+        let reader = TensorReader::new(&manifest, |name| name == TABLE, Rc::new(ShardFolder(dir.path().into())));
         let whole = wait(reader.tensor(TABLE)).expect("the table");
         let rows = [5, 3999, 0, 5, 2047];
         assert_eq!(wait(reader.rows(TABLE, &rows)).expect("rows"), whole.rows_to_f32(&rows).expect("rows"));
@@ -168,7 +169,7 @@ fn rows_are_those_of_the_table_and_only_their_shards_are_read() {
             first += part.bytes;
         }
         assert!(gone > 10, "{gone} shards");
-        let reader = TensorReader::new(&manifest, |name| name == TABLE, Box::new(ShardFolder(dir.path().into())));
+        let reader = TensorReader::new(&manifest, |name| name == TABLE, Rc::new(ShardFolder(dir.path().into())));
         assert_eq!(wait(reader.rows(TABLE, &rows)).expect("rows"), whole.rows_to_f32(&rows).expect("rows"));
     }
 }

@@ -82,7 +82,7 @@ struct Shard {
 pub struct TensorReader {
     shards: Vec<ShardInfo>,
     tensors: BTreeMap<String, TensorInfo>,
-    source: Box<dyn ShardSource>,
+    source: Rc<dyn ShardSource>,
     meter: Meter,
     /// Neighbours lie in the same shard.
     last: RefCell<Option<(usize, Rc<Shard>)>>,
@@ -90,7 +90,7 @@ pub struct TensorReader {
 
 impl TensorReader {
     /// For the tensors of the given names. The manifest must come from [`Manifest::parse`].
-    pub fn new(manifest: &Manifest, wanted: impl Fn(&str) -> bool, source: Box<dyn ShardSource>) -> Self {
+    pub fn new(manifest: &Manifest, wanted: impl Fn(&str) -> bool, source: Rc<dyn ShardSource>) -> Self {
         let tensors = manifest.tensors.iter().filter(|(name, _)| wanted(name));
         Self {
             shards: manifest.shards.clone(),

@@ -9,28 +9,6 @@ pub mod umt5;
 use crate::compute::Compute;
 use crate::error::{Error, Result};
 use crate::model::plan::TextWeights;
-use crate::model::reader::ShardSource;
-
-/// What is to become of a model's text encoder.
-pub enum TextPlan {
-    /// Loaded with the rest: fast for many prompts, and as large as it is.
-    Resident,
-    /// Left in storage and read layer by layer for each prompt.
-    Streamed(Box<dyn ShardSource>),
-    /// Left out: only prompts of a prompt pack can be made.
-    Absent,
-}
-
-impl TextPlan {
-    /// Where the weights will be.
-    pub fn weights(&self) -> TextWeights {
-        match self {
-            Self::Resident => TextWeights::Resident,
-            Self::Streamed(_) => TextWeights::Streamed,
-            Self::Absent => TextWeights::Absent,
-        }
-    }
-}
 
 /// A text encoder, wherever its weights are.
 pub enum TextEncoder {

@@ -6,6 +6,8 @@
 //!
 //! [`Umt5`]: super::umt5::Umt5
 
+use std::rc::Rc;
+
 use burn::tensor::Tensor;
 
 use super::umt5::{Block, FINAL_NORM, TABLE, finish, layer_prefix, table_rows};
@@ -24,7 +26,7 @@ pub struct StreamedUmt5 {
 
 impl StreamedUmt5 {
     /// Reads nothing yet.
-    pub fn new(manifest: &Manifest, source: Box<dyn ShardSource>) -> Self {
+    pub fn new(manifest: &Manifest, source: Rc<dyn ShardSource>) -> Self {
         let wanted = |name: &str| name.starts_with(Part::TextEncoder.prefix());
         Self { config: manifest.text_encoder.clone(), reader: TensorReader::new(manifest, wanted, source) }
     }

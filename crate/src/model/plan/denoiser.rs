@@ -18,6 +18,8 @@ pub(super) struct Denoising {
     pub(super) cache: Bytes,
     /// The clip's latents as the sampler has them, in host memory.
     pub(super) latents: Bytes,
+    /// Latents of earlier chunks, where all of them wait until the last one is finished.
+    pub(super) waiting: Bytes,
     /// Whether the clip is made in several chunks, with decoding between them.
     pub(super) chunked: bool,
     /// Most that one pass holds besides all these.
@@ -113,8 +115,9 @@ pub(super) fn denoising(
     let copies = 6 + if manifest.sampler.step == SamplerStep::Unipc { 4 } else { 0 } + 2 * (guided - 1);
     // And the finished ones that wait for the decoder.
     let latents = Bytes::f32s(&[copies + 1, channels, chunk, height, width]);
+    let waiting = Bytes::f32s(&[channels, frames - chunk, height, width]);
     let largest = walk.largest();
-    Denoising { text: text * guided, text_work, cache, latents, chunked: chunks > 1, work, largest }
+    Denoising { text: text * guided, text_work, cache, latents, waiting, chunked: chunks > 1, work, largest }
 }
 
 fn window(causal: &CausalConfig) -> u64 {

@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::model::manifest::{ClipSize, Manifest};
 use crate::model::plan::bytes::Bytes;
-use crate::model::plan::{MemoryPlan, PlanRequest};
+use crate::model::plan::{MemoryPlan, PlanRequest, Residency};
 
 /// What there is at most, in bytes; `None` for what is not known or has no end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
@@ -19,6 +19,13 @@ pub struct Limits {
     /// buffer of ours is bound whole.
     #[serde(default)]
     pub buffer: Option<u64>,
+    /// Host and GPU memory beyond which it becomes short: nothing is refused for it, but the parts of a model take turns
+    /// where that takes less.
+    #[serde(default)]
+    pub comfortable: Option<u64>,
+    /// Whether the parts of the model can be read from storage when they are needed, and so can take turns.
+    #[serde(default)]
+    pub turns: bool,
 }
 
 impl MemoryPlan {
@@ -37,15 +44,14 @@ impl MemoryPlan {
         Some(format!("it needs {} of memory and there are {limit}", self.total()))
     }
 
-    /// The plan of a clip that fits.
+    /// The plan of a clip that fits: as it is asked for, or with the parts in turns where memory is short otherwise.
     ///
     /// # Errors
     /// [`Error::UnsupportedSize`], and [`Error::TooLarge`] with the largest offered clip that fits.
     pub fn within(manifest: &Manifest, request: &PlanRequest, limits: &Limits) -> Result<Self> {
-        let plan = Self::of(manifest, request)?;
-        match plan.excess(limits) {
-            None => Ok(plan),
-            Some(reason) => Err(Error::TooLarge {
+        match Self::fitting(manifest, request, limits)? {
+            Ok(plan) => Ok(plan),
+            Err(reason) => Err(Error::TooLarge {
                 clip: request.size.to_string(),
                 reason,
                 suggestion: match largest(manifest, request, limits) {
@@ -55,12 +61,33 @@ impl MemoryPlan {
             }),
         }
     }
+
+    /// The plan of a clip that fits, or why none does.
+    fn fitting(
+        manifest: &Manifest,
+        request: &PlanRequest,
+        limits: &Limits,
+    ) -> Result<std::result::Result<Self, String>> {
+        let plan = Self::of(manifest, request)?;
+        let reason = plan.excess(limits);
+        let short = reason.is_some() || limits.comfortable.is_some_and(|bytes| plan.total().get() > bytes);
+        if !limits.turns || !short || request.residency == Residency::Turns {
+            return Ok(reason.map_or(Ok(plan), Err));
+        }
+        let turns = Self::of(manifest, &PlanRequest { residency: Residency::Turns, ..*request })?;
+        Ok(match (reason, turns.excess(limits)) {
+            (None, Some(_)) => Ok(plan),
+            (None, None) if turns.total() >= plan.total() => Ok(plan),
+            (_, None) => Ok(turns),
+            (Some(_), Some(reason)) => Err(reason),
+        })
+    }
 }
 
 /// The offered clip with the most pixels over all frames that fits.
 fn largest(manifest: &Manifest, request: &PlanRequest, limits: &Limits) -> Option<ClipSize> {
     let fits = |&size: &ClipSize| {
-        MemoryPlan::of(manifest, &PlanRequest { size, ..*request }).is_ok_and(|plan| plan.excess(limits).is_none())
+        MemoryPlan::fitting(manifest, &PlanRequest { size, ..*request }, limits).is_ok_and(|plan| plan.is_ok())
     };
     let volume = |size: &ClipSize| u64::from(size.width) * u64::from(size.height) * u64::from(size.frames);
     manifest.sizes().filter(fits).max_by_key(volume)

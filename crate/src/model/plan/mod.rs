@@ -6,6 +6,7 @@
 //! | download | tensors by part, the rest of their shards, tokenizer, prompt pack | `loader.ts`, `directory.rs` |
 //! | weights | stored where they stay packed, else 4 a value | `weights.rs`, `ops.rs` |
 //! | streamed encoder | layer being read + layer that runs (GPU) + one shard | `text/stream.rs` |
+//! | parts in turns | the part that works; while it is read, its tensors and one shard besides | `parts.rs` |
 //! | keys and values of the prompt | 8 * layers * max_tokens * width, twice where guided | `wan.rs`, `text_context` |
 //! | key and value cache | 2 * row * layers * tokens a frame * min(sink + window, frames before) | `denoise/cache` |
 //! | latents | 4 * channels * frames of a chunk * height * width for each copy | `engine.rs`, `generation.rs` |
@@ -19,7 +20,8 @@
 //! ([`bytes`]); what an operation needs besides is in [`ops`]. So a change to the order of a model's operations, or to
 //! what a device does for one of them, has to be repeated here. `tests/memory.rs` measures whether it was.
 //!
-//! On a GPU the allocator keeps what it was given, so each stage has at least the GPU memory of the stages before it.
+//! On a GPU the allocator keeps what it was given, so each stage has at least the GPU memory of the stages before it;
+//! between parts that take turns it is told to give it back.
 
 mod autoencoder;
 mod bytes;
@@ -27,6 +29,7 @@ mod denoiser;
 mod limits;
 mod needs;
 mod ops;
+mod stages;
 mod table;
 mod text;
 mod weights;
@@ -44,6 +47,7 @@ pub(crate) use needs::ModelNeeds;
 use crate::error::Result;
 use crate::model::layout::Part;
 use crate::model::manifest::{ClipSize, Manifest};
+use stages::{Stages, Work};
 use weights::Weights;
 
 /// What a model costs in host memory for each tensor and shard that its manifest lists, and for its tokenizer, beside
@@ -81,15 +85,15 @@ impl Target {
     }
 }
 
-/// Where the text encoder's weights are, as in [`TextPlan`](crate::text::TextPlan).
+/// What becomes of a model's text encoder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TextWeights {
-    /// Loaded with the rest.
+    /// Loaded with the rest: fast for many prompts, and as large as it is.
     Resident,
-    /// Read from storage layer by layer.
+    /// Left in storage and read layer by layer for each prompt.
     Streamed,
-    /// Nowhere.
+    /// Left out: only prompts of a prompt pack can be made.
     Absent,
 }
 
@@ -112,6 +116,18 @@ impl TextWeights {
     }
 }
 
+/// Whether the parts of a model are in memory together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Residency {
+    /// All of them, for as long as the model is.
+    #[default]
+    Together,
+    /// One after the other: the layers of the text encoder, then the denoiser, then the decoder, each read from storage
+    /// when the one before it has gone. There are no previews then, and no frames before the last step.
+    Turns,
+}
+
 /// What is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PlanRequest {
@@ -127,6 +143,8 @@ pub struct PlanRequest {
     pub packed: bool,
     /// Bytes of all LoRA files together.
     pub lora_bytes: u64,
+    /// Whether the parts are in memory together. In turns a text encoder is streamed wherever there is one.
+    pub residency: Residency,
 }
 
 /// Bytes in host memory (in a browser that of the wasm engine) and on the GPU.
@@ -202,7 +220,7 @@ impl Item {
 /// A stage of making a clip and everything that is in memory at its fullest moment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Stage {
-    /// `load`, `text`, `prompt`, `denoise` or `decode`.
+    /// `load`, `text`, `prompt`, `denoise` or `decode`; in turns also `read denoiser` and `read decoder`.
     pub name: &'static str,
     /// What is there, the weights first.
     pub items: Vec<Item>,
@@ -223,6 +241,8 @@ pub struct MemoryPlan {
     pub tokens: u64,
     /// What computes.
     pub target: Target,
+    /// Whether the parts of the model are in memory together.
+    pub residency: Residency,
     /// What is fetched before the first clip.
     pub download: Vec<Row>,
     /// Sum of the downloads.
@@ -247,35 +267,19 @@ impl MemoryPlan {
     pub fn of(manifest: &Manifest, request: &PlanRequest) -> Result<Self> {
         let ClipSize { width, height, frames } = request.size;
         let size = manifest.find_size(Some(width), Some(height), Some(frames))?;
-        let PlanRequest { target, text, packed, lora_bytes, .. } = *request;
+        let request = request.settled();
+        let PlanRequest { target, text, packed, lora_bytes, .. } = request;
         let most = manifest.text_encoder.max_tokens as u64;
         let tokens = request.tokens.unwrap_or(most).clamp(1, most);
-        let weights = Weights::new(manifest, target, text);
+        let weights = Weights::new(manifest, &request);
         let encoding =
             (text != TextWeights::Absent && !packed).then(|| text::encoding(manifest, &weights, text, tokens, target));
         let denoising = denoiser::denoising(manifest, &weights, size, target, lora_bytes > 0);
         let decoding = autoencoder::decoding(manifest, size, target);
 
-        let resident = resident(manifest, &weights, request);
-        let [prompt, cache, latents] = denoising.staying(target).map(|(what, bytes)| Item::of(what, bytes));
-        let mut stages = Stages { resident: &resident, gpu: Bytes::default(), stages: Vec::new() };
-        stages.load(&weights, lora_bytes);
-        if let Some(encoding) = &encoding {
-            let layers = Item::of("layers of the text encoder", encoding.layers);
-            stages.add("text", vec![layers, Item::of("text encoder at work", encoding.values)]);
-        }
-        let rows = manifest.guided() as u64 + 1;
-        let embeddings = Bytes::f32s(&[2 * rows, most, manifest.text_encoder.d_model as u64]);
-        let embeddings = Item::of("embeddings", Both::host(embeddings));
-        stages.add("prompt", vec![embeddings, Item::of("denoiser at work", Both::on(target, denoising.text_work))]);
-        let state = Item::of(
-            "decoder between chunks",
-            Both::on(target, if denoising.chunked { decoding.state } else { Bytes::default() }),
-        );
-        let work = Item::of("denoiser at work", Both::on(target, denoising.work));
-        stages.add("denoise", vec![prompt.clone(), cache.clone(), latents.clone(), state.clone(), work]);
-        stages.add("decode", vec![prompt, cache, latents, state, Item::of("decoder at work", decoding.work)]);
-        let stages = stages.stages;
+        let resident = resident(manifest, &weights, &request);
+        let work = Work { encoding: encoding.as_ref(), denoising: &denoising, decoding: &decoding };
+        let stages = Stages::of(manifest, &request, &weights, &resident, &work);
 
         let largest = denoising.largest.max(decoding.largest).max(weights.largest_on_gpu());
         let largest = encoding.map_or(largest, |encoding| largest.max(encoding.largest));
@@ -287,6 +291,7 @@ impl MemoryPlan {
             frames,
             tokens,
             target,
+            residency: request.residency,
             download_bytes: download.iter().map(|row| row.bytes).sum(),
             download,
             peak: Both {
@@ -312,11 +317,21 @@ impl MemoryPlan {
     }
 }
 
+impl PlanRequest {
+    /// In turns no text encoder is resident.
+    fn settled(self) -> Self {
+        let streamed = self.residency == Residency::Turns && self.text == TextWeights::Resident;
+        Self { text: if streamed { TextWeights::Streamed } else { self.text }, ..self }
+    }
+}
+
 /// What stays in memory as long as the model does.
 fn resident(manifest: &Manifest, weights: &Weights<'_>, request: &PlanRequest) -> Vec<Item> {
-    let parts = [Part::TextEncoder, Part::Transformer, Part::Decoder, Part::Encoder];
-    let mut items: Vec<Item> =
-        parts.into_iter().map(|part| Item::of(&part.to_string(), weights.resident(part))).collect();
+    let parts: &[Part] = match request.residency {
+        Residency::Together => &[Part::TextEncoder, Part::Transformer, Part::Decoder, Part::Encoder],
+        Residency::Turns => &[],
+    };
+    let mut items: Vec<Item> = parts.iter().map(|&part| weights.item(part)).collect();
     // Half precision becomes single on the CPU; bfloat16 does everywhere.
     items.push(Item::of("LoRA", Both::on(request.target, Bytes::new(request.lora_bytes) * 2)));
     let entries = weights.entries();
@@ -329,44 +344,4 @@ fn resident(manifest: &Manifest, weights: &Weights<'_>, request: &PlanRequest) -
     items.push(Item::of("manifest and tokenizer", Both::host(files)));
     items.retain(|item| item.bytes != Both::default());
     items
-}
-
-/// Stages as they are collected.
-struct Stages<'a> {
-    resident: &'a [Item],
-    /// GPU memory beside the resident that the allocator has by now.
-    gpu: Bytes,
-    stages: Vec<Stage>,
-}
-
-impl Stages<'_> {
-    /// Shards arrive, the models are built, and LoRA files are put beside them.
-    fn load(&mut self, weights: &Weights<'_>, lora_bytes: u64) {
-        let files = self.resident.last().cloned();
-        // The manifest's text, and the lists of what is missing, which go with the last shard.
-        let lists = Bytes::new(weights.entries()) * (2 * MANIFEST_ENTRY);
-        let mut items = vec![Item::of("weights on their way", weights.loading() + Both::host(lists))];
-        items.extend(files);
-        items.push(Item::of("LoRA on its way", Both::host(Bytes::new(lora_bytes) * 4)));
-        self.push("load", items);
-    }
-
-    /// A stage with the resident weights and something more.
-    fn add(&mut self, name: &'static str, more: Vec<Item>) {
-        let own: Bytes = more.iter().map(|item| item.bytes.gpu).sum();
-        let kept = Bytes::new(self.gpu.get().saturating_sub(own.get()));
-        self.gpu = self.gpu.max(own);
-        let mut items = self.resident.to_vec();
-        items.extend(more);
-        items.push(Item::of("kept by the GPU's allocator", Both { host: Bytes::default(), gpu: kept }));
-        self.push(name, items);
-    }
-
-    fn push(&mut self, name: &'static str, mut items: Vec<Item>) {
-        let gpu: u64 = items.iter().map(|item| item.bytes.gpu.get()).sum();
-        let pages = Bytes::new(gpu / 8 * GPU_PAGES_EIGHTHS);
-        items.push(Item::of("rounding up to the GPU's pages", Both { host: Bytes::default(), gpu: pages }));
-        items.retain(|item| item.bytes != Both::default());
-        self.stages.push(Stage { name, peak: items.iter().map(|item| item.bytes).sum(), items });
-    }
 }

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
 use crate::model::manifest::Manifest;
-use crate::model::plan::{MemoryPlan, PlanRequest, Target, TextWeights};
+use crate::model::plan::{MemoryPlan, PlanRequest, Residency, Target, TextWeights};
 
 /// What a clip takes at the most in a page: the engine, the GPU, and the frames that the page keeps for its player.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,7 +41,8 @@ impl ModelNeeds {
         let mut needs = Self { clips: Vec::new(), buffer: 0, memory: 0 };
         for size in manifest.sizes() {
             let plan = |target| {
-                let request = PlanRequest { size, tokens: None, target, text, packed: false, lora_bytes: 0 };
+                let residency = Residency::Together;
+                let request = PlanRequest { size, tokens: None, target, text, packed: false, lora_bytes: 0, residency };
                 MemoryPlan::of(manifest, &request)
             };
             let (cpu, gpu) = (plan(Target::Cpu { threads: 1 })?, plan(Target::Gpu)?);

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::model::plan::{Both, Item, MemoryPlan, Target};
+use crate::model::plan::{Both, Item, MemoryPlan, Residency, Target};
 
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -35,8 +35,13 @@ impl MemoryPlan {
 
 impl fmt::Display for MemoryPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { width, height, frames, tokens, target, .. } = self;
-        writeln!(f, "{width}x{height}, {frames} frames, prompts of up to {tokens} tokens, on {target}")?;
+        let Self { width, height, frames, tokens, target, residency, .. } = self;
+        write!(f, "{width}x{height}, {frames} frames, prompts of up to {tokens} tokens, on {target}")?;
+        writeln!(
+            f,
+            "{}",
+            if *residency == Residency::Turns { ", text encoder, denoiser and decoder in turns" } else { "" }
+        )?;
         writeln!(f, "\nto fetch")?;
         for row in &self.download {
             writeln!(f, "{:<36}{:>14}", format!("  {}", row.what), row.bytes)?;

@@ -6,11 +6,11 @@
 
 use std::collections::BTreeSet;
 
-use crate::engine::WIDEN_LIMIT_BYTES;
+use crate::loading::WIDEN_LIMIT_BYTES;
 use crate::model::layout::{self, Part};
 use crate::model::manifest::{Manifest, TensorInfo};
 use crate::model::plan::bytes::{Bytes, OVERHEAD};
-use crate::model::plan::{Both, Row, Target, TextWeights};
+use crate::model::plan::{Both, Item, PlanRequest, Residency, Row, Target, TextWeights};
 use crate::text::umt5::TABLE;
 use crate::weights::is_linear_weight;
 
@@ -32,11 +32,13 @@ pub(super) struct Weights<'a> {
 }
 
 impl<'a> Weights<'a> {
-    pub(super) fn new(manifest: &'a Manifest, target: Target, text: TextWeights) -> Self {
+    pub(super) fn new(manifest: &'a Manifest, request: &PlanRequest) -> Self {
+        let PlanRequest { target, text, residency, .. } = *request;
         let wanted = |name: &str| text == TextWeights::Resident || Part::of(name) != Some(Part::TextEncoder);
         let tensors = manifest.tensors.iter().filter(|(name, _)| wanted(name));
         let widened: Bytes = tensors.map(|(_, info)| values(info)).sum();
-        Self { manifest, target, text, widen: widened.get() <= WIDEN_LIMIT_BYTES }
+        let widen = residency == Residency::Together && widened.get() <= WIDEN_LIMIT_BYTES;
+        Self { manifest, target, text, widen }
     }
 
     /// Tensors and shards that the manifest lists.
@@ -91,6 +93,11 @@ impl<'a> Weights<'a> {
         tensors.filter(|(name, _)| self.wanted(name)).map(|(name, info)| self.cost(name, info)).sum()
     }
 
+    /// As a line of the plan.
+    pub(super) fn item(&self, part: Part) -> Item {
+        Item::of(&part.to_string(), self.resident(part))
+    }
+
     fn cost(&self, name: &str, info: &TensorInfo) -> Both {
         let Both { host, gpu } = self.held(name, info, self.widen);
         Both { host: host + Bytes::new(OVERHEAD), gpu }
@@ -104,15 +111,20 @@ impl<'a> Weights<'a> {
 
     /// The most that is held while shards arrive and the models are built from them, in their order.
     pub(super) fn loading(&self) -> Both {
+        self.loading_of(|_| true)
+    }
+
+    /// As [`loading`](Self::loading), for some parts of the model alone.
+    pub(super) fn loading_of(&self, of: impl Fn(Part) -> bool) -> Both {
         let on_gpu = self.target == Target::Gpu;
         let waits = |name: &str, info: &TensorInfo| {
             // The matrices go to a GPU as they arrive; everything else waits for its model.
             if on_gpu && is_linear_weight(name, &info.shape) { 0 } else { info.bytes() + OVERHEAD }
         };
         let all: Vec<_> = layout::expected(self.manifest).into_iter().map(|tensor| tensor.name).collect();
-        let tensors = all.iter().filter(|name| self.wanted(name));
+        let tensors = all.iter().filter(|name| self.wanted(name) && Part::of(name).is_some_and(&of));
         let tensors: Vec<_> = tensors.filter_map(|name| self.manifest.tensors.get_key_value(name)).collect();
-        let shard = self.manifest.shards.iter().map(|shard| shard.bytes).max().unwrap_or(0);
+        let shard = self.longest_shard().get();
         let largest = tensors.iter().map(|(_, info)| info.bytes()).max().unwrap_or(0);
         let mut held = Both::default();
         held.host += tensors.iter().map(|(name, info)| Bytes::new(waits(name, info))).sum();
@@ -139,6 +151,11 @@ impl<'a> Weights<'a> {
         // On its way to a GPU a matrix is there three times.
         let turned = Bytes::new(largest) * if on_gpu { 3 } else { 1 };
         (Both { host: held.host + Bytes::new(waits) + turned, gpu: held.gpu }, held)
+    }
+
+    /// Bytes of the longest shard.
+    pub(super) fn longest_shard(&self) -> Bytes {
+        Bytes::new(self.manifest.shards.iter().map(|shard| shard.bytes).max().unwrap_or(0))
     }
 
     /// Bytes of the longest shard that holds some of the text encoder.
