@@ -261,7 +261,48 @@ fn loras_come_and_go_with_the_denoiser() {
     assert!(clip(&engine, &request()) == Ok((plain, Residency::Turns)));
 }
 
-/// On a GPU the memory of a part that has gone is there for the next.
+/// A clip of the built-in model, and the most that the GPU's allocator had reserved.
+fn reserved(residency: Residency) -> (Vec<u8>, u64) {
+    let dir = common::root().join("model-shards");
+    let device = DeviceChoice::Gpu { strict_limits: true };
+    let manifest = read_manifest(&dir).expect("a manifest");
+    let (size, target, text) = (manifest.default_size(), Target::Gpu, TextWeights::Streamed);
+    let asked = PlanRequest { size, tokens: None, target, text, packed: false, lora_bytes: 0, residency };
+    let memory = MemoryPlan::of(&manifest, &asked).expect("a plan").total().get();
+    let engine = Rc::new(Engine::load_dir_within(&dir, device, None, memory, &request()).expect("loads"));
+    let mut most = 0;
+    let mut note = || most = most.max(engine.compute.device.memory_pool_usage().expect("a GPU tells").bytes_reserved);
+    let mut pixels = Vec::new();
+    note();
+    let mut generation = wait(engine.begin(&request())).expect("begins");
+    assert_eq!(generation.residency(), residency);
+    note();
+    while wait(generation.step()).expect("a step").is_some() {
+        note();
+    }
+    while let Some(batch) = wait(generation.next_frames()).expect("frames") {
+        note();
+        pixels.extend(batch.rgba);
+    }
+    (pixels, most)
+}
+
+/// The memory of a part that has gone is given back, and so is there for the next.
+#[test]
+fn a_gpu_gives_back_what_a_part_took() {
+    if strict().is_none() {
+        return;
+    }
+    let [(want, together), (found, turns)] = [Residency::Together, Residency::Turns].map(reserved);
+    println!("reserved: {together} bytes together, {turns} in turns");
+    assert!(found == want, "another clip");
+    let manifest = read_manifest(&common::root().join("model-shards")).expect("a manifest");
+    let denoiser = manifest.tensors.iter().filter(|(name, _)| Part::of(name) == Some(Part::Transformer));
+    let denoiser: u64 = denoiser.map(|(_, info)| info.bytes()).sum();
+    // Not all of it: pages hold more than one tensor, and one that is in use stays.
+    assert!(turns + denoiser * 3 / 4 < together, "{denoiser} bytes of denoiser have gone");
+}
+
 #[test]
 fn a_gpu_takes_turns_too() {
     if strict().is_none() {
