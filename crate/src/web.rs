@@ -76,6 +76,7 @@ struct CreateOptions {
     device: String,
     #[serde(default)]
     strict_limits: bool,
+    #[serde(default)]
     text_encoder: TextWeights,
     #[serde(default)]
     prompt_pack_named: bool,
@@ -181,7 +182,7 @@ pub struct WebEngine {
 
 #[wasm_bindgen(js_class = Engine)]
 impl WebEngine {
-    /// `options`: `{device: "webgpu" | "cpu", textEncoder: "resident" | "streamed" | "absent", strictLimits?: boolean,
+    /// `options`: `{device: "webgpu" | "cpu", textEncoder?: "resident" | "streamed" | "absent", strictLimits?: boolean,
     /// readShard?: (index: number) => Promise<Uint8Array>, promptPack?: Uint8Array, promptPackNamed?: boolean,
     /// comfortableMemory?: number}`.
     /// A streamed encoder needs `readShard`, as do parts that take turns; an absent one needs no tokenizer.
@@ -441,6 +442,12 @@ impl WebGeneration {
             Some(info) => to_js(&info),
             None => Ok(JsValue::UNDEFINED),
         }
+    }
+
+    /// "together" or "turns": whether the parts of the model are in memory at once.
+    #[wasm_bindgen(getter)]
+    pub fn residency(&self) -> Result<JsValue, JsValue> {
+        to_js(&self.inner.residency())
     }
 
     /// RGBA of the middle frame as the last step expects it.

@@ -70,7 +70,7 @@ test('the figure follows size and device, and the engine has its own', async () 
 		site.tiny.manifest.shards.reduce((sum, { bytes }) => sum + bytes, site.tiny.manifest.text_encoder.tokenizer.bytes),
 	);
 	// The model is here now, so there is nothing left to download.
-	await line(page, /^This clip needs about \d+ MB of memory\.$/);
+	await line(page, new RegExp(`^This clip needs about ${(memory / 1e6).toPrecision(2)} MB of memory\\.$`));
 });
 
 test('a model that says nothing of its clips says what it says of itself', async () => {

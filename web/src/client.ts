@@ -40,7 +40,7 @@ export class Client {
 	#nextId = 1;
 	/** The last probe. The worker takes one call at a time, so everything else waits for it. */
 	#probing: Promise<unknown> = Promise.resolve();
-	#opened: { key: string; result: OpenResult; loaded: boolean; encoder: boolean } | undefined;
+	#opened: { key: string; result: OpenResult; loaded: boolean; encoder: boolean; turns: boolean } | undefined;
 
 	/** Whether the model is on the device already, so that a generation needs no download. */
 	get loaded(): boolean {
@@ -50,6 +50,11 @@ export class Client {
 	/** Whether prompts that are in no pack can be made without a download. */
 	get encoderLoaded(): boolean {
 		return this.#opened?.encoder ?? false;
+	}
+
+	/** Whether the model is stored as it has to be where its parts take turns. */
+	get turnsReady(): boolean {
+		return this.#opened?.turns ?? false;
 	}
 
 	/** Asks the GPU who it is. A GPU that says nothing for five seconds costs the worker, not the page. */
@@ -92,7 +97,7 @@ export class Client {
 			this.#end(aborted());
 		}
 		const result = await this.call('open', input, options);
-		this.#opened = { key, result, loaded: false, encoder: false };
+		this.#opened = { key, result, loaded: false, encoder: false, turns: false };
 		return result;
 	}
 
@@ -102,6 +107,7 @@ export class Client {
 		if (opened) {
 			opened.loaded = true;
 			opened.encoder = result.encoder;
+			opened.turns = result.turns;
 		}
 		return result;
 	}
@@ -138,6 +144,7 @@ export class Client {
 			} else if (error instanceof KinoraError && error.code === 'storage' && this.#opened) {
 				// What was stored is gone; the next run fetches it again.
 				this.#opened.encoder = false;
+				this.#opened.turns = false;
 			}
 			throw error;
 		} finally {

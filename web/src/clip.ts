@@ -1,5 +1,5 @@
 /** What a clip is asked for with, and what it will need. */
-import type { Device } from './engine.js';
+import type { Device, Residency } from './engine.js';
 import type { ClipSize, ModelManifest } from './manifest.js';
 
 /** What a clip will need, in bytes, as the engine tells it before the weights are fetched. */
@@ -14,6 +14,8 @@ export interface ClipPlan extends ClipSize {
 	gpu: number;
 	/** The longest buffer that the GPU has to give; 0 on the CPU. */
 	largestBuffer: number;
+	/** `turns` where memory is too short for the model as a whole: no previews then, and no frames before the last step. */
+	residency: Residency;
 }
 
 /** What a clip takes at the most, as the manifest lists it. */
@@ -49,4 +51,13 @@ export function memoryOf({ needs, memoryBytes }: ModelManifest, size: ClipSize, 
 		(each) => each.width === size.width && each.height === size.height && each.frames === size.frames,
 	);
 	return found?.[device] ?? (memoryBytes > 0 ? memoryBytes : undefined);
+}
+
+/**
+ * Bytes of memory that a clip may take before it is short, as far as the browser tells: half of what a device with less
+ * than 8 GiB has. Chromium alone says, in powers of two, and never more than what would identify a visitor.
+ */
+export function comfortableMemory(): number | undefined {
+	const { deviceMemory } = navigator as { deviceMemory?: number };
+	return deviceMemory === undefined || deviceMemory >= 8 ? undefined : deviceMemory * 2 ** 29;
 }

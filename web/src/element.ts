@@ -6,16 +6,18 @@
  * frames; one that the manifest offers, its first if absent), `loras` (addresses of LoRA files with spaces between, each
  * with its strength behind an equals sign unless that is 1: `ink.safetensors fog.safetensors=0.6`), `device` (`auto`,
  * `webgpu` or `cpu`), `limits` (`default` asks the GPU for the WebGPU default limits only), `prompts` (address of a prompt
- * pack, in place of the one that the manifest may name), `text-encoder` (`resident`, `streamed` or `auto`), `keep-frames`
+ * pack, in place of the one that the manifest may name), `text-encoder` (`resident`, `streamed` or `auto`), `residency` (`together`, `turns` or `auto`: whether the
+ * parts of the model are in memory one after the other, as they are by themselves where memory is short), `keep-frames`
  * (`no` where the pixels of the finished clip are not wanted: they go to the video encoder as they come, and
  * `result.frames` is empty, as it is for every clip of more than 128 MiB of pixels). Events: `statechange`, `progress`,
  * `frame`, `notice`, `result`, `error`.
  */
+import { deviceOf, keepsFrames, manifestUrl, openArguments, requestOf, residencyOf } from './attributes.js';
 import { Client } from './client.js';
-import { newSeed, seedOf, sizeOf } from './clip.js';
+import { sizeOf } from './clip.js';
 import { Course } from './course.js';
 import { downloadText } from './download.js';
-import type { Device, VideoRequest } from './engine.js';
+import type { Device, Residency, VideoRequest } from './engine.js';
 import { KinoraError, aborted, toKinoraError, unlessAborted, type ErrorCode } from './errors.js';
 import type { Availability, FrameDetail, GenerateOptions, KinoraVideoEvents, State, VideoResult } from './events.js';
 import { ShardStore, deleteStoredModels } from './loader.js';
@@ -24,7 +26,7 @@ import { parseManifest, type ClipSize } from './manifest.js';
 import { STAGES } from './messages.js';
 import { Pace, Progress, type Stage } from './progress.js';
 import { Screen } from './screen.js';
-import type { GenerateEvent, OpenArguments } from './protocol.js';
+import type { GenerateEvent } from './protocol.js';
 
 export type * from './events.js';
 
@@ -50,7 +52,7 @@ interface Found extends Availability {
 }
 
 export class KinoraVideo extends HTMLElement {
-	static readonly observedAttributes = ['src', 'device', 'limits', 'size', 'prompts', 'text-encoder'];
+	static readonly observedAttributes = ['src', 'device', 'limits', 'size', 'prompts', 'text-encoder', 'residency'];
 
 	readonly #client = new Client();
 	readonly #screen = new Screen();
@@ -60,6 +62,8 @@ export class KinoraVideo extends HTMLElement {
 	#changed = false;
 	/** The browser keeps the model that is loaded. */
 	#stored = false;
+	/** What has run out of memory. */
+	#short: Device | undefined;
 	#device: Device | undefined;
 	#state: State = 'idle';
 	#run: AbortController | undefined;
@@ -140,15 +144,6 @@ export class KinoraVideo extends HTMLElement {
 		return this.#client.loaded && !this.#changed;
 	}
 
-	get #forcedDevice(): Device | undefined {
-		const value = this.getAttribute('device');
-		return value === 'webgpu' || value === 'cpu' ? value : undefined;
-	}
-
-	get #manifestUrl(): string {
-		return new URL(this.getAttribute('src') ?? 'model/manifest.json', document.baseURI).href;
-	}
-
 	/** Reads the manifest and asks for a GPU. Repeated calls share one answer until an attribute changes. */
 	availability(): Promise<Availability> {
 		return this.#find();
@@ -177,8 +172,8 @@ export class KinoraVideo extends HTMLElement {
 	}
 
 	async #look(): Promise<Found> {
-		const forced = this.#forcedDevice;
-		const text = await downloadText(this.#manifestUrl, { revalidate: true }).catch((error: unknown) => {
+		const forced = deviceOf(this);
+		const text = await downloadText(manifestUrl(this), { revalidate: true }).catch((error: unknown) => {
 			const { code, message } = toKinoraError(error);
 			throw code === 'integrity' ? new KinoraError('manifest', message, { retryable: true, cause: error }) : error;
 		});
@@ -199,15 +194,20 @@ export class KinoraVideo extends HTMLElement {
 		// A phone that goes to sleep would stop the work; where the browser has no such lock, it may.
 		const awake = (navigator as { wakeLock?: WakeLock }).wakeLock?.request('screen').catch(() => undefined);
 		try {
-			const request = this.#request(options);
+			const request = requestOf(this, options);
 			const loras = weighted(options.loras ?? lorasOf(this.getAttribute('loras')), document.baseURI);
 			const progress = new Progress();
 			const result = await this.#attempt(request, loras, signal, progress).catch((error: unknown) => {
-				// The seed makes the second run the same clip. A device that is lost twice is not tried again.
-				if (toKinoraError(error).code !== 'device-lost' || signal.aborted) {
+				// The seed makes the second run the same clip. A device that fails twice is not tried again.
+				const { code } = toKinoraError(error);
+				const short = code === 'out-of-memory' && residencyOf(this) === 'auto' && this.#short !== this.#device;
+				if ((code !== 'device-lost' && !short) || signal.aborted) {
 					throw error;
 				}
-				this.#emit('notice', { restarted: true });
+				if (short) {
+					this.#short = this.#device;
+				}
+				this.#emit('notice', { restarted: short ? 'out-of-memory' : 'device-lost' });
 				return this.#attempt(request, loras, signal, progress).catch((second: unknown) => {
 					// A browser withholds the adapter after some losses; what the visitor has to hear is that it was lost.
 					throw ['no-adapter', 'adapter-timeout'].includes(toKinoraError(second).code) ? error : second;
@@ -246,31 +246,6 @@ export class KinoraVideo extends HTMLElement {
 		this.#client.close();
 		this.#found = undefined;
 		await deleteStoredModels();
-	}
-
-	#request(options: GenerateOptions): VideoRequest {
-		const prompt = (options.prompt ?? this.getAttribute('prompt') ?? '').trim();
-		if (prompt === '') {
-			throw new KinoraError('empty-prompt', 'The prompt is empty.');
-		}
-		const seed = options.seed ?? seedOf(this.getAttribute('seed')) ?? newSeed();
-		if (!Number.isSafeInteger(seed) || seed < 0) {
-			throw new KinoraError(
-				'invalid-request',
-				`The seed ${seed} is not a whole number from 0 to ${Number.MAX_SAFE_INTEGER}.`,
-			);
-		}
-		// Sizes are offered as a whole: an option does not mix with the attribute.
-		const own = options.width !== undefined || options.height !== undefined || options.frames !== undefined;
-		const size = own ? {} : sizeOf(this.getAttribute('size'));
-		const request: VideoRequest = { prompt, seed };
-		for (const key of ['width', 'height', 'frames'] as const) {
-			const value = options[key] ?? size[key];
-			if (value !== undefined) {
-				request[key] = value;
-			}
-		}
-		return request;
 	}
 
 	async #attempt(
@@ -315,7 +290,7 @@ export class KinoraVideo extends HTMLElement {
 		// Fetched now, so that a generation later needs no network at all.
 		const encoding = import('./recording.js');
 		encoding.catch(() => undefined);
-		const opened = await this.#client.open(this.#openArguments(device, text), {
+		const opened = await this.#client.open(openArguments(this, device, text, this.#short === device), {
 			signal,
 			onEvent: ({ loaded, total }) => report('engine', loaded / total),
 		});
@@ -333,11 +308,11 @@ export class KinoraVideo extends HTMLElement {
 		if (unknownWords.length > 0) {
 			this.#emit('notice', { unknownWords });
 		}
-		if (wasLoaded && !packed && !this.#client.encoderLoaded) {
-			// The first prompt that is in no pack.
+		if (wasLoaded && !this.#isLoaded(!packed, plan.residency)) {
+			// The first prompt that is in no pack, or the first clip for which memory is short.
 			progress.begin(['download', ...stages]);
 		}
-		const loaded = await this.#load(!packed, signal, report);
+		const loaded = await this.#load(!packed, plan.residency, signal, report);
 		if (loras.length > 0) {
 			report('lora', 0);
 		}
@@ -367,7 +342,7 @@ export class KinoraVideo extends HTMLElement {
 		};
 		this.#screen.stop();
 		const onEvent = (event: GenerateEvent) => {
-			if (event.kind === 'text' && (!this.#keeps || 4 * event.width * event.height * event.frames > KEPT_BYTES)) {
+			if (event.kind === 'text' && (!keepsFrames(this) || 4 * event.width * event.height * event.frames > KEPT_BYTES)) {
 				recording = new Recording(event, marking);
 				recording.failure.catch((error: unknown) => failed.abort(error));
 			}
@@ -423,26 +398,23 @@ export class KinoraVideo extends HTMLElement {
 		};
 	}
 
-	#openArguments(device: Device, manifest: string): OpenArguments {
-		const prompts = this.getAttribute('prompts');
-		const textEncoder = this.getAttribute('text-encoder');
-		return {
-			manifestUrl: this.#manifestUrl,
-			manifest,
-			device,
-			strictLimits: this.getAttribute('limits') === 'default',
-			promptPackUrl: prompts === null ? undefined : new URL(prompts, document.baseURI).href,
-			textEncoder: textEncoder === 'resident' || textEncoder === 'streamed' ? textEncoder : 'auto',
-		};
+	#isLoaded(encoder: boolean, residency: Residency): boolean {
+		const { loaded, encoderLoaded, turnsReady } = this.#client;
+		return loaded && (!encoder || encoderLoaded) && (residency === 'together' || turnsReady);
 	}
 
-	async #load(encoder: boolean, signal: AbortSignal, report: (stage: Stage, fraction: number) => void) {
-		if (this.#client.loaded && (!encoder || this.#client.encoderLoaded)) {
+	async #load(
+		encoder: boolean,
+		residency: Residency,
+		signal: AbortSignal,
+		report: (stage: Stage, fraction: number) => void,
+	) {
+		if (this.#isLoaded(encoder, residency)) {
 			return { checks: [], bytes: 0, bytesFromCache: 0, stored: this.#stored, timings: { download: 0, warmup: 0 } };
 		}
 		report('download', 0);
 		const loaded = await this.#client.load(
-			{ encoder },
+			{ encoder, residency },
 			{
 				signal,
 				onEvent(event) {
@@ -456,11 +428,6 @@ export class KinoraVideo extends HTMLElement {
 		);
 		this.#stored = loaded.stored;
 		return loaded;
-	}
-
-	/** Whether the pixels of a finished clip are wanted beside the file. */
-	get #keeps(): boolean {
-		return this.getAttribute('keep-frames') !== 'no';
 	}
 
 	#follow(event: GenerateEvent, fps: number, take: (rgba: Uint8Array, index: number) => void): void {

@@ -8,17 +8,25 @@ export type Device = 'webgpu' | 'cpu';
 
 export type TextEncoderPlan = 'resident' | 'streamed' | 'absent';
 
+/**
+ * Whether text encoder, denoiser and decoder are in memory together, or one after the other, each read from this
+ * device's storage when its turn comes.
+ */
+export type Residency = 'together' | 'turns';
+
 export interface EngineOptions {
 	device: Device;
 	/** Ask the GPU for the WebGPU default limits only, to prove that the model fits on every adapter. */
 	strictLimits?: boolean;
 	/** `streamed`: not loaded but read layer by layer for each prompt; `absent`: only packed prompts can be made. */
 	textEncoder?: TextEncoderPlan;
-	/** Bytes of a shard that was verified and kept; needed where the text encoder is streamed. */
+	/** Bytes of a shard that was verified and kept; needed where the text encoder is streamed or parts take turns. */
 	readShard?: (index: number) => Promise<Uint8Array>;
 	promptPack?: Uint8Array;
 	/** The pack is the one that the manifest names. */
 	promptPackNamed?: boolean;
+	/** Bytes of memory beyond which a clip is made with parts that take turns; without it, where it fits in no other way. */
+	comfortableMemory?: number;
 }
 
 export interface EngineInfo {
@@ -80,7 +88,9 @@ export interface Generation {
 	readonly finished: boolean;
 	/** Runs one denoising step; undefined when there are frames to fetch. */
 	step(): Promise<StepReport | undefined>;
-	/** RGBA of the middle frame as the present latents would decode it. */
+	/** Whether the parts of the model are in memory together. */
+	readonly residency: Residency;
+	/** RGBA of the middle frame as the present latents would decode it; throws where the parts take turns. */
 	preview(): Promise<Uint8Array>;
 	/** Decodes the next latent frame; undefined when there are steps to do first, and when the clip is complete. */
 	nextFrames(): Promise<FrameBatch | undefined>;
@@ -95,6 +105,10 @@ export interface Engine {
 	addShard(index: number, bytes: Uint8Array): Promise<void>;
 	/** Indices of the shards that a streamed text encoder reads; those that are not missing only have to be kept. */
 	textShards(): number[];
+	/** No shard is to be added: parts take turns, as the plan of `check` says. Nothing where the model is loaded already. */
+	takeTurns(): void;
+	/** Indices of the shards that parts which take turns are read from, beside those of the text encoder. */
+	turnShards(): number[];
 	/** Verifies a shard without taking it; throws `integrity`. */
 	verifyShard(index: number, bytes: Uint8Array): void;
 	selfTest(): Promise<{ checks: SelfCheck[] }>;

@@ -89,7 +89,7 @@ export interface KinoraVideoEvents {
 	statechange: CustomEvent<State>;
 	progress: CustomEvent<ProgressDetail>;
 	frame: CustomEvent<FrameDetail>;
-	notice: CustomEvent<{ unknownWords: string[] } | { plan: ClipPlan } | { restarted: true }>;
+	notice: CustomEvent<{ unknownWords: string[] } | { plan: ClipPlan } | { restarted: 'device-lost' | 'out-of-memory' }>;
 	result: CustomEvent<VideoResult>;
 	error: CustomEvent<KinoraError>;
 }

@@ -7,10 +7,11 @@ import {
 	type ProgressDetail,
 	type VideoResult,
 } from './element.js';
+import type { Device } from './engine.js';
 import { KinoraError, toKinoraError, unlessAborted } from './errors.js';
 import { megabytes, quoted, roughly, seconds } from './format.js';
 import type { ModelManifest } from './manifest.js';
-import { ACTIONS, STAGES, consent, deviceNotice, explain, needs, type Action } from './messages.js';
+import { ACTIONS, RESTARTED, STAGES, consent, deviceNotice, explain, needs, type Action } from './messages.js';
 import { chosenSize, offerSizes } from './sizes.js';
 
 declare const __ENGINE_BYTES__: number;
@@ -155,12 +156,22 @@ function showAvailability(available: Availability): void {
 	element('vocabulary-words', HTMLElement).textContent = manifest.vocabulary.join(', ');
 }
 
-/** What the chosen clip needs: by the manifest, or by the engine once that is there. */
-function showNeeds({ manifest, device: used, stored }: Availability, plan?: ClipPlan): void {
+/** What the engine said last, and of which device. */
+let told: { plan: ClipPlan; used: Device } | undefined;
+
+/** What the chosen clip needs: as the engine said, if it was of this clip, or else as the manifest says. */
+function showNeeds({ manifest, device: used, stored }: Availability): void {
 	const chosen = { ...manifest.sizes[0], ...sizeOf(video.getAttribute('size')) };
+	const same = ({ width, height, frames }: ClipPlan) =>
+		width === chosen.width && height === chosen.height && frames === chosen.frames;
+	const plan = told?.used === used && same(told.plan) ? told.plan : undefined;
 	put(
 		'needs',
-		needs(stored || video.loaded ? 0 : manifest.totalBytes, plan?.memory ?? memoryOf(manifest, chosen, used)),
+		needs(
+			stored || video.loaded ? 0 : manifest.totalBytes,
+			plan?.memory ?? memoryOf(manifest, chosen, used),
+			plan?.residency === 'turns',
+		),
 	);
 }
 
@@ -388,18 +399,21 @@ function listen(): void {
 			say(words.textContent ?? '');
 		} else if ('plan' in detail) {
 			void video.availability().then(
-				(available) => showNeeds(available, detail.plan),
+				(available) => {
+					told = { plan: detail.plan, used: available.device };
+					showNeeds(available);
+				},
 				() => undefined,
 			);
 		} else {
-			put('words', 'The graphics device was reset. Starting this video again.');
+			put('words', RESTARTED[detail.restarted]);
 		}
 	});
 }
 
 /**
- * `?model=`, `?device=`, `?limits=default`, `?size=`, `?prompts=`, `?text-encoder=`, `?prompt=` and `?seed=` set what the
- * visitor could set, and the model.
+ * `?model=`, `?device=`, `?limits=default`, `?size=`, `?prompts=`, `?text-encoder=`, `?residency=`, `?prompt=` and
+ * `?seed=` set what the visitor could set, and the model.
  */
 function applyAddress(): void {
 	const query = new URLSearchParams(location.search);
@@ -417,7 +431,7 @@ function applyAddress(): void {
 	if (query.get('limits') === 'default') {
 		video.setAttribute('limits', 'default');
 	}
-	for (const name of ['size', 'prompts', 'text-encoder']) {
+	for (const name of ['size', 'prompts', 'text-encoder', 'residency']) {
 		const asked = query.get(name);
 		if (asked !== null) {
 			video.setAttribute(name, asked);

@@ -71,7 +71,7 @@ const FIXED: Readonly<Partial<Record<ErrorCode, Explanation>>> = {
 		action: 'retry',
 	},
 	storage: {
-		text: 'The browser does not keep the text encoder, and it is too large to be held in memory. Free some space, or leave the private window, and try again.',
+		text: 'The browser does not keep the model on this device, and it is too large to be held in memory as a whole. Free some space, or leave the private window, and try again.',
 		action: 'retry',
 	},
 	network: {
@@ -170,14 +170,25 @@ export function deviceNotice(report: ProbeReport | undefined, device: Device, fo
  *
  * @param download bytes of the model that are not on this device
  * @param memory bytes, undefined where they are not known yet
+ * @param turns memory is short, so that the parts of the model take turns
  */
-export function needs(download: number, memory: number | undefined): string | undefined {
+export function needs(download: number, memory: number | undefined, turns: boolean): string | undefined {
 	const parts = [
 		...(download > 0 ? [`${megabytes(download)} to download`] : []),
 		...(memory === undefined ? [] : [`${aboutMegabytes(memory)} of memory`]),
 	];
-	return parts.length === 0 ? undefined : `This clip needs ${parts.join(' and ')}.`;
+	const short = turns
+		? ' Memory is short here, so the parts of the model are loaded one after the other: there is no preview, and it takes a little longer.'
+		: '';
+	return parts.length === 0 ? undefined : `This clip needs ${parts.join(' and ')}.${short}`;
 }
+
+/** Why a video was begun again by itself. */
+export const RESTARTED = {
+	'device-lost': 'The graphics device was reset. Starting this video again.',
+	'out-of-memory':
+		'The graphics device ran out of memory. Starting this video again, with the parts of the model one after the other.',
+};
 
 /** @param engine bytes of the engine at most; the browser's own cache decides how long it is kept */
 export function consent(bytes: number, engine: number, stored: boolean): string {

@@ -3,7 +3,7 @@
  * one `done` or `error` with the same id. `cancel` is answered by the call it ends.
  */
 import type { WireError } from './errors.js';
-import type { Device, EngineInfo, FrameBatch, PromptCheck, SelfCheck, VideoRequest } from './engine.js';
+import type { Device, EngineInfo, FrameBatch, PromptCheck, Residency, SelfCheck, VideoRequest } from './engine.js';
 import type { WeightedLora } from './loras.js';
 import type { ProbeReport } from './probe.js';
 
@@ -18,6 +18,8 @@ export interface OpenArguments {
 	promptPackUrl: string | undefined;
 	/** `auto` streams a text encoder that is large, or that the prompt pack makes unnecessary most of the time. */
 	textEncoder: 'auto' | 'resident' | 'streamed';
+	/** Bytes of memory beyond which text encoder, denoiser and decoder take turns; undefined where nothing is known of it. */
+	comfortableMemory: number | undefined;
 }
 
 export interface OpenResult {
@@ -31,6 +33,8 @@ export interface OpenResult {
 export interface LoadArguments {
 	/** Whether the text encoder is needed; packed prompts do without. */
 	encoder: boolean;
+	/** How the clip will be made: in turns the parts of the model are stored, not loaded. */
+	residency: Residency;
 }
 
 export interface LoadResult {
@@ -41,6 +45,8 @@ export interface LoadResult {
 	stored: boolean;
 	/** Whether prompts can be made that are in no pack. */
 	encoder: boolean;
+	/** Whether clips can be made with parts that take turns: all of the model is known to be stored. */
+	turns: boolean;
 	timings: { download: number; warmup: number };
 }
 

@@ -35,6 +35,8 @@ interface Opened {
 	textEncoder: TextEncoderPlan;
 	/** The stored shards of a streamed text encoder are complete. */
 	encoderStored: boolean;
+	/** So are those of denoiser and decoder, which may take turns. */
+	partsStored: boolean;
 	/** Why a shard could not be read during the present call. */
 	failure: KinoraError | undefined;
 }
@@ -160,18 +162,18 @@ async function fetchPromptPack(
 }
 
 /**
- * A shard of the streamed text encoder, from this device's storage only: which shards of the token table a prompt needs
- * depends on its words, so asking a server for single ones would tell it about them.
+ * A shard of the streamed text encoder, or of a part whose turn it is, from this device's storage only: which shards of
+ * the token table a prompt needs depends on its words, so asking a server for single ones would tell it about them.
  */
 async function readShard(index: number): Promise<Uint8Array> {
 	const { manifest } = current();
 	const shard = manifest.shards[index];
 	const kept = shard && (await (await ShardStore.open()).get(shard));
 	if (kept === undefined) {
-		const failure = new KinoraError('storage', 'A part of the text encoder is no longer stored on this device.', {
+		const failure = new KinoraError('storage', 'A part of the model is no longer stored on this device.', {
 			retryable: true,
 		});
-		Object.assign(current(), { failure, encoderStored: false });
+		Object.assign(current(), { failure, encoderStored: false, partsStored: false });
 		throw failure;
 	}
 	return kept;
@@ -205,6 +207,7 @@ const handlers: Handlers = {
 			textEncoder,
 			readShard,
 			...prompts,
+			...(input.comfortableMemory === undefined ? {} : { comfortableMemory: input.comfortableMemory }),
 		});
 		const loras = new Loras(engine);
 		opened = {
@@ -215,6 +218,7 @@ const handlers: Handlers = {
 			ready: false,
 			textEncoder,
 			encoderStored: false,
+			partsStored: false,
 			failure: undefined,
 		};
 		const { device, adapter, software, engine: version } = engine.info;
@@ -231,13 +235,22 @@ const handlers: Handlers = {
 	},
 
 	async load(input, emit, signal) {
-		const { engine, manifest, base, ready, textEncoder } = current();
+		const { engine, manifest, base, ready } = current();
 		const started = performance.now();
 		let adding = 0;
+		const turns = input.residency === 'turns';
+		if (turns) {
+			engine.takeTurns();
+			if (current().textEncoder === 'resident') {
+				current().textEncoder = 'streamed';
+			}
+		}
+		const { textEncoder } = current();
 		const storing = input.encoder && textEncoder === 'streamed';
 		// Fetched whole and kept, so that no request ever depends on the words of a prompt.
 		const needed = new Set(engine.missingShards());
-		const keep = new Set(storing ? [...engine.textShards()].filter((index) => !needed.has(index)) : []);
+		const stored = [...(storing ? engine.textShards() : []), ...(turns ? engine.turnShards() : [])];
+		const keep = new Set(stored.filter((index) => !needed.has(index)));
 		const missing = [...needed, ...keep].sort((one, other) => one - other);
 		const report = await loadShards({
 			base,
@@ -255,17 +268,16 @@ const handlers: Handlers = {
 				}
 			},
 		});
-		if (storing && !report.stored) {
-			throw new KinoraError(
-				'storage',
-				'The browser refuses to store the text encoder, which is too large to be held in memory.',
-			);
+		if ((storing || turns) && !report.stored) {
+			const what = turns ? 'model' : 'text encoder';
+			throw new KinoraError('storage', `The browser refuses to store the ${what}, which is too large for the memory.`);
 		}
 		current().encoderStored ||= storing;
-		const encoder = textEncoder === 'resident' || current().encoderStored;
+		current().partsStored ||= turns;
+		const there = { encoder: textEncoder === 'resident' || current().encoderStored, turns: current().partsStored };
 		const loaded = performance.now();
 		if (ready) {
-			return { checks: [], ...report, encoder, timings: { download: loaded - started - adding, warmup: adding } };
+			return { checks: [], ...report, ...there, timings: { download: loaded - started - adding, warmup: adding } };
 		}
 		emit({ kind: 'warmup', done: 0, total: 1 });
 		await checkpoint(signal);
@@ -275,7 +287,7 @@ const handlers: Handlers = {
 		return {
 			checks: checks.map(({ name, error, tolerance }) => ({ name, error, tolerance })),
 			...report,
-			encoder,
+			...there,
 			timings: { download: loaded - started - adding, warmup: adding + performance.now() - loaded },
 		};
 	},
@@ -289,14 +301,15 @@ const handlers: Handlers = {
 		const { engine } = loaded();
 		const started = performance.now();
 		current().failure = undefined;
-		const generation = await engine.begin(input).catch((error: unknown) => {
-			throw current().failure ?? error;
-		});
+		let generation: Generation | undefined;
 		try {
+			generation = await engine.begin(input);
 			const text = performance.now() - started;
 			return await run(generation, emit, signal, text);
+		} catch (error) {
+			throw current().failure ?? error;
 		} finally {
-			generation.free();
+			generation?.free();
 		}
 	},
 };
@@ -314,6 +327,7 @@ async function run(
 		const value = await work;
 		return [value, performance.now() - begun];
 	};
+	const previews = generation.residency === 'together';
 	let previewTime = 0;
 	let given = 0;
 	emit({ kind: 'text', width, height, frames, fps, steps });
@@ -325,9 +339,9 @@ async function run(
 		}
 		timings.steps.push(milliseconds);
 		emit({ kind: 'step', index: step.index, steps: step.steps, sigma: step.sigma });
-		// One preview in any case, and more where they are cheaper than the steps between them. The last estimate is the
-		// clip itself, which is decoded next; and once finished frames can be watched nobody needs estimates.
-		if (step.index + 1 < steps && given === 0 && previewTime <= milliseconds) {
+		// One preview where the decoder is there, and more where they are cheaper than the steps between them. The last
+		// estimate is the clip itself, which is decoded next; and once finished frames can be watched nobody needs estimates.
+		if (previews && step.index + 1 < steps && given === 0 && previewTime <= milliseconds) {
 			await checkpoint(signal);
 			const [rgba, spent] = await time(generation.preview());
 			previewTime = spent;

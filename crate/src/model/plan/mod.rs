@@ -86,10 +86,11 @@ impl Target {
 }
 
 /// What becomes of a model's text encoder.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TextWeights {
     /// Loaded with the rest: fast for many prompts, and as large as it is.
+    #[default]
     Resident,
     /// Left in storage and read layer by layer for each prompt.
     Streamed,
