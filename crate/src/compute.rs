@@ -1,5 +1,7 @@
 //! The device a model runs on.
 
+use std::rc::Rc;
+
 use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::error::{Error, Result};
@@ -31,6 +33,9 @@ pub struct Compute {
     pub longest_buffer: Option<u64>,
     /// What the device reported since it was made; checked at every read-back.
     pub faults: std::sync::Arc<crate::gpu::Faults>,
+    /// In a browser: destroys the buffers that nothing here refers to any more. Else they would wait for a garbage
+    /// collector that does not see what they weigh.
+    pub sweep: Option<Rc<dyn Fn()>>,
     /// Stand for inputs that a kernel has a place for and a call does not give. Two, because the buffers of a launch must
     /// be different ones.
     pub nothing: [Tensor<1>; 2],
@@ -54,6 +59,7 @@ impl Compute {
             widen_on_load: true,
             longest_buffer: None,
             faults: Default::default(),
+            sweep: None,
         }
     }
 
@@ -77,6 +83,17 @@ impl Compute {
         data.map_err(|e| Error::Internal(format!("reading from the device failed: {e:?}")))?
             .try_into_vec::<f32>()
             .map_err(|e| Error::Internal(format!("the device returned another type than f32: {e:?}")))
+    }
+
+    /// Gives memory back that is kept for tensors to come: those that follow are of other sizes, or another program's.
+    pub async fn give_back(&self) -> Result<()> {
+        self.device.memory_cleanup();
+        // A buffer may be destroyed once the commands that use it have been submitted.
+        self.drain(&self.nothing[0]).await?;
+        if let Some(sweep) = &self.sweep {
+            sweep();
+        }
+        Ok(())
     }
 
     /// Waits until the device has caught up, so that a long chain of kernels neither piles up memory nor trips a

@@ -78,6 +78,7 @@ fn open(dir: &Path, device: DeviceChoice, pack: Option<&[u8]>, memory: Option<u6
         storage: Some(Rc::new(ShardFolder(dir.into()))),
         memory,
         comfortable: None,
+        sweep: None,
     };
     wait(Loading::new(&text, device, options))
 }

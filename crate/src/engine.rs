@@ -185,7 +185,7 @@ impl Engine {
         // A wrong size should not cost the encoder's work.
         let Checked { plan: MemoryPlan { residency, .. }, packed, .. } = self.check(request)?;
         if !packed {
-            self.turn(residency, Turn::Text);
+            self.turn(residency, Turn::Text).await?;
         }
         let embeddings = self.embed(&request.prompt).await?;
         self.begin_as(residency, &embeddings, request).await
@@ -221,7 +221,7 @@ impl Engine {
     ) -> Result<Generation> {
         let size = self.manifest.find_size(request.width, request.height, request.frames)?;
         let shape = self.manifest.latent_shape(size.width, size.height, size.frames);
-        self.turn(residency, Turn::Denoiser);
+        self.turn(residency, Turn::Denoiser).await?;
         let denoiser = self.denoiser().await?;
         let text = self.conditions(&denoiser, embeddings)?;
         let past = self.manifest.sampler.causal.as_ref().map(|causal| denoiser.cache(causal, shape));

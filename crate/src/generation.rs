@@ -164,7 +164,7 @@ impl Generation {
     /// One denoising step; `None` once there are frames to fetch, or at the end.
     pub async fn step(&mut self) -> Result<Option<StepInfo>> {
         let Some(text) = self.text.as_ref().filter(|_| !self.chunk.finished()) else { return Ok(None) };
-        self.engine.turn(self.residency, Turn::Denoiser);
+        self.engine.turn(self.residency, Turn::Denoiser).await?;
         let index = self.chunk.done;
         let number = self.chunk.index;
         let (seed, length) = (self.seed, self.chunk.latents.len());
@@ -223,7 +223,7 @@ impl Generation {
             }
             // What only the denoiser looks at makes room, too.
             (self.text, self.past) = (None, None);
-            self.engine.turn(self.residency, Turn::Autoencoder);
+            self.engine.turn(self.residency, Turn::Autoencoder).await?;
         }
         while let Some(latent) = self.waiting.front() {
             // It stays until it has been decoded: a decoder that cannot be read now may be readable later.
@@ -248,7 +248,7 @@ impl Generation {
     async fn next_chunk(&mut self) -> Result<()> {
         let config = &self.engine.manifest.sampler;
         if let (Some(causal), Some(past), Some(text)) = (&config.causal, &mut self.past, &self.text) {
-            self.engine.turn(self.residency, Turn::Denoiser);
+            self.engine.turn(self.residency, Turn::Denoiser).await?;
             let timesteps = vec![causal.context_timestep as f32; self.chunk.shape[1]];
             let Chunk { latents, shape, .. } = &self.chunk;
             let input = Input { latents, shape: *shape, timesteps: &timesteps, text: &text.captioned };

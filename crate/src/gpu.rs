@@ -121,6 +121,7 @@ pub async fn open(options: GpuOptions) -> Result<Compute> {
         widen_on_load: false,
         longest_buffer: Some(longest_buffer),
         faults,
+        sweep: None,
     })
 }
 

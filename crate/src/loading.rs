@@ -58,13 +58,23 @@ pub struct LoadOptions<'a> {
     pub memory: Option<u64>,
     /// Bytes of memory beyond which it becomes short, so that parts take turns; `None` where that is not known.
     pub comfortable: Option<u64>,
+    /// As [`Compute::sweep`].
+    pub sweep: Option<Rc<dyn Fn()>>,
 }
 
 impl<'a> LoadOptions<'a> {
     /// Everything in memory together.
     pub fn resident(tokenizer: &'a str) -> Self {
         let text = TextWeights::Resident;
-        Self { tokenizer: Some(tokenizer), text, pack: None, storage: None, memory: None, comfortable: None }
+        Self {
+            tokenizer: Some(tokenizer),
+            text,
+            pack: None,
+            storage: None,
+            memory: None,
+            comfortable: None,
+            sweep: None,
+        }
     }
 }
 
@@ -88,7 +98,7 @@ impl Loading {
     /// [`Error::Integrity`] for a tokenizer or a named pack that is not what the manifest says;
     /// [`Error::InvalidRequest`] for an encoder without its tokenizer, or a streamed one without storage.
     pub async fn new(manifest: &str, device: DeviceChoice, options: LoadOptions<'_>) -> Result<Self> {
-        let LoadOptions { tokenizer, text, pack, storage, memory, comfortable } = options;
+        let LoadOptions { tokenizer, text, pack, storage, memory, comfortable, sweep } = options;
         let manifest = Manifest::parse(manifest)?;
         let encoder = text != TextWeights::Absent;
         if encoder && tokenizer.is_none() {
@@ -110,7 +120,7 @@ impl Loading {
             (PackFile::Given(bytes), _) => PromptPack::parse(bytes, &manifest),
         });
         let texts = Texts { tokenizer: tokenizer.transpose()?, pack: pack.transpose()?, encoder };
-        let mut compute = open_device(&manifest, device).await?;
+        let mut compute = Compute { sweep, ..open_device(&manifest, device).await? };
         let resident = text == TextWeights::Resident;
         let wanted = |name: &str| resident || !name.starts_with(Part::TextEncoder.prefix());
         let tensors = manifest.tensors.iter().filter(|(name, _)| wanted(name));

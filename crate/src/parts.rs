@@ -112,8 +112,10 @@ impl Engine {
 
     /// In turns, lets go of every part but the one that comes next. The memory is given back, so that what comes next
     /// finds it free.
-    pub(crate) fn turn(&self, residency: Residency, turn: Turn) {
-        let Some(storage) = self.parts.storage.as_ref().filter(|_| residency == Residency::Turns) else { return };
+    pub(crate) async fn turn(&self, residency: Residency, turn: Turn) -> Result<()> {
+        let Some(storage) = self.parts.storage.as_ref().filter(|_| residency == Residency::Turns) else {
+            return Ok(());
+        };
         let text_encoder = &self.parts.text_encoder;
         let resident = matches!(**text_encoder.borrow(), TextEncoder::Resident(_));
         if resident {
@@ -124,8 +126,9 @@ impl Engine {
         let autoencoder = if turn == Turn::Autoencoder { None } else { self.parts.autoencoder.borrow_mut().take() };
         if denoiser.is_some() || autoencoder.is_some() {
             drop((denoiser, autoencoder));
-            self.compute.device.memory_cleanup();
+            self.compute.give_back().await?;
         }
+        Ok(())
     }
 
     /// Clips are made with these LoRAs from here on, whether the denoiser is there or not.

@@ -184,15 +184,17 @@ pub struct WebEngine {
 impl WebEngine {
     /// `options`: `{device: "webgpu" | "cpu", textEncoder?: "resident" | "streamed" | "absent", strictLimits?: boolean,
     /// readShard?: (index: number) => Promise<Uint8Array>, promptPack?: Uint8Array, promptPackNamed?: boolean,
-    /// comfortableMemory?: number}`.
+    /// comfortableMemory?: number, sweep?: () => void}`.
     /// A streamed encoder needs `readShard`, as do parts that take turns; an absent one needs no tokenizer.
     /// `promptPackNamed` says that the pack is the one that the manifest names. Clips that need more than
-    /// `comfortableMemory` bytes are made with parts that take turns.
+    /// `comfortableMemory` bytes are made with parts that take turns. `sweep` is called when GPU buffers have been let go
+    /// of, to destroy them.
     pub async fn create(
         manifest_json: String,
         tokenizer_json: Option<String>,
         options: JsValue,
     ) -> Result<WebEngine, JsValue> {
+        let sweep = property(&options, "sweep").dyn_into::<Function>().ok();
         let read_shard = property(&options, "readShard").dyn_into::<Function>();
         let pack = property(&options, "promptPack").dyn_into::<Uint8Array>().map(|bytes| bytes.to_vec()).ok();
         let options: CreateOptions = from_js(options, "options")?;
@@ -210,6 +212,12 @@ impl WebEngine {
             storage: read_shard.ok().map(|read| Rc::new(PageShards(read)) as Rc<dyn ShardSource>),
             memory: None,
             comfortable: options.comfortable_memory.map(|bytes| bytes as u64),
+            sweep: sweep.map(|sweep| {
+                Rc::new(move || {
+                    // What was not destroyed now, a garbage collector will free.
+                    let _ = sweep.call0(&JsValue::UNDEFINED);
+                }) as Rc<dyn Fn()>
+            }),
         };
         let loading = Loading::new(&manifest_json, device, options);
         let loading = loading.await.map_err(thrown)?;

@@ -27,6 +27,8 @@ export interface EngineOptions {
 	promptPackNamed?: boolean;
 	/** Bytes of memory beyond which a clip is made with parts that take turns; without it, where it fits in no other way. */
 	comfortableMemory?: number;
+	/** Destroys the GPU buffers that the engine has let go of; called when there are some. */
+	sweep?: () => void;
 }
 
 export interface EngineInfo {
@@ -125,7 +127,8 @@ export interface Engine {
 }
 
 export interface EngineModule {
-	default(input: { module_or_path: Response | Promise<Response> }): Promise<unknown>;
+	/** Gives the exports of the WebAssembly instance. */
+	default(input: { module_or_path: Response | Promise<Response> }): Promise<object>;
 	Engine: {
 		create(manifest: string, tokenizer: string | undefined, options: EngineOptions): Promise<Engine>;
 	};

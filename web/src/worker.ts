@@ -2,6 +2,7 @@
  * The worker: owns the engine and everything that computes. One call at a time; `cancel` ends it at the next point
  * where the engine is not in the middle of something.
  */
+import { destroyUnused, rememberBuffers } from './buffers.js';
 import { KinoraError, aborted, toWire } from './errors.js';
 import type { Engine, EngineModule, EngineOptions, Generation, TextEncoderPlan } from './engine.js';
 import { download, request, withRetries, downloadText } from './download.js';
@@ -26,6 +27,12 @@ const scope = self as unknown as WorkerScope;
 /** Text encoders from this size on are read layer by layer: they would not fit beside the rest of a model. */
 const STREAMED_FROM = 512 << 20;
 
+/** The engine's module and the exports of its instance. */
+interface StartedEngine {
+	Engine: EngineModule['Engine'];
+	exports: object;
+}
+
 interface Opened {
 	engine: Engine;
 	loras: Loras;
@@ -41,7 +48,7 @@ interface Opened {
 	failure: KinoraError | undefined;
 }
 
-let module: Promise<EngineModule> | undefined;
+let module: Promise<StartedEngine> | undefined;
 let opened: Opened | undefined;
 let running: AbortController | undefined;
 
@@ -96,7 +103,7 @@ async function importAfterFetching(script: string, signal: AbortSignal): Promise
 async function importEngine(
 	signal: AbortSignal,
 	onProgress: (loaded: number, total: number) => void,
-): Promise<EngineModule> {
+): Promise<StartedEngine> {
 	const script = new URL(`engine/kinora.js?v=${__BUILD__}`, import.meta.url).href;
 	const binary = new URL(`engine/kinora_bg.wasm?v=${__BUILD__}`, import.meta.url).href;
 	try {
@@ -104,8 +111,8 @@ async function importEngine(
 			importAfterFetching(script, signal),
 			withRetries(() => request(binary, { signal }), signal),
 		]);
-		await imported.default({ module_or_path: counted(response, onProgress) });
-		return imported;
+		const exports = await imported.default({ module_or_path: counted(response, onProgress) });
+		return { Engine: imported.Engine, exports };
 	} catch (cause) {
 		module = undefined;
 		if (signal.aborted) {
@@ -190,7 +197,7 @@ const handlers: Handlers = {
 			engineBytes = loaded;
 			emit({ kind: 'download', loaded, total });
 		});
-		const { Engine } = await module;
+		const { Engine, exports } = await module;
 		const textEncoder = textEncoderPlan(manifest, input);
 		const tokenizer =
 			textEncoder === 'absent'
@@ -206,6 +213,7 @@ const handlers: Handlers = {
 			strictLimits,
 			textEncoder,
 			readShard,
+			sweep: () => destroyUnused(exports),
 			...prompts,
 			...(input.comfortableMemory === undefined ? {} : { comfortableMemory: input.comfortableMemory }),
 		});
@@ -405,6 +413,7 @@ async function answer(message: Exclude<ToWorker, { call: 'cancel' }>): Promise<v
 	}
 }
 
+rememberBuffers();
 scope.addEventListener('message', ({ data }) => {
 	if (data.call === 'cancel') {
 		running?.abort();
