@@ -160,3 +160,86 @@ test('cancelled while a part is read, the model is there for the next clip', asy
 		assert.equal((await make(page, REQUEST)).hash, references[0], stage);
 	}
 });
+
+/** Counts the bytes of GPU buffers that are there, and reports a lack of memory as a driver does where there are more. */
+const count = (most = Number.MAX_SAFE_INTEGER) => `{
+	let [live, peak] = [0, 0];
+	const { createBuffer } = GPUDevice.prototype;
+	GPUDevice.prototype.createBuffer = function (descriptor) {
+		live += descriptor.size;
+		peak = Math.max(peak, live);
+		if (live > ${most}) {
+			const error = new GPUOutOfMemoryError('no memory for a buffer');
+			queueMicrotask(() => this.dispatchEvent(new GPUUncapturedErrorEvent('uncapturederror', { error })));
+		}
+		return createBuffer.call(this, descriptor);
+	};
+	const { destroy } = GPUBuffer.prototype;
+	GPUBuffer.prototype.destroy = function () {
+		live -= this.size;
+		return destroy.call(this);
+	};
+	const { postMessage } = self;
+	self.postMessage = function (message, ...rest) {
+		if (message.type === 'done' || message.type === 'error') {
+			console.log('gpu-peak ' + peak);
+		}
+		return postMessage.call(self, message, ...rest);
+	};
+}`;
+
+const WIDE = ({ video }) => (video.sizes = [{ width: 384, height: 256, frames: [17] }]);
+
+/** A clip on an adapter with so much memory: what was made, its plan, and the most bytes of buffers. */
+async function onGpu(query, most) {
+	const change = site.changed(WIDE);
+	let peak = 0;
+	const prepare = async (context) => {
+		await change(context);
+		context.on('console', (message) => {
+			const [, bytes] = /^gpu-peak (\d+)$/.exec(message.text()) ?? [];
+			peak = Math.max(peak, Number(bytes ?? 0));
+		});
+	};
+	const page = await site.open(`${TINY}&device=webgpu${query}`, { prepare, inject: count(most) });
+	await page.evaluate(() => {
+		window.notices = [];
+		document.querySelector('kinora-video').addEventListener('notice', ({ detail }) => window.notices.push(detail));
+	});
+	const made = await generate(page, REQUEST);
+	const notices = await page.evaluate(() => window.notices);
+	const words = await page.locator('#words').innerText();
+	await page.context().close();
+	return { made, notices, words, plan: notices.filter(({ plan }) => plan).at(-1)?.plan, peak };
+}
+
+test('on WebGPU the memory plan holds, and in turns less is there at once', { timeout: 300_000 }, async () => {
+	const together = await onGpu('&residency=together');
+	const turns = await onGpu('&residency=turns');
+	assert.ok(together.made.hash !== undefined, together.made.error?.message);
+	assert.equal(turns.made.hash, together.made.hash, turns.made.error?.message);
+	for (const { plan, peak } of [together, turns]) {
+		console.log(`${plan.residency}: planned ${plan.gpu} bytes of GPU memory, ${peak} in buffers`);
+		assert.ok(peak <= plan.gpu && plan.gpu < 1.6 * peak, `planned ${plan.gpu}, taken ${peak}`);
+	}
+	const { tensors } = site.tiny.manifest;
+	const denoiser = Object.entries(tensors).filter(([name]) => name.startsWith('transformer.'));
+	const bytes = denoiser.flatMap(([, { parts }]) => parts.map((part) => part.bytes)).reduce((a, b) => a + b);
+	assert.ok(
+		turns.peak + bytes < together.peak,
+		`${turns.peak} in turns, ${together.peak} together, ${bytes} of denoiser`,
+	);
+
+	// An adapter on which the model fits in turns alone: found out by the lack, and mended without the visitor.
+	const short = await onGpu('', (turns.peak + together.peak) / 2);
+	assert.equal(short.made.hash, together.made.hash, short.made.error?.message);
+	assert.deepEqual(
+		short.notices.filter(({ restarted }) => restarted),
+		[{ restarted: 'out-of-memory' }],
+	);
+	assert.equal(short.plan.residency, 'turns');
+	assert.match(short.words, /ran out of memory.+one after the other/);
+	// On one that is smaller still there is no clip, and it is not tried for ever.
+	const tiny = await onGpu('', 4e6);
+	assert.equal(tiny.made.error?.code, 'out-of-memory', tiny.made.error?.message);
+});

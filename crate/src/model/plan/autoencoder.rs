@@ -3,10 +3,9 @@
 use std::rc::Rc;
 
 use crate::model::manifest::{AutoencoderConfig, ClipSize, Manifest};
-use crate::model::plan::bytes::{Bytes, Walk};
+use crate::model::plan::bytes::{Bytes, Held, Machine, Walk};
 use crate::model::plan::ops::{Conv, Frame};
 use crate::model::plan::{Both, Target};
-use crate::model::reader::Held;
 
 enum Layer {
     Clamp,
@@ -36,17 +35,19 @@ fn layers(config: &AutoencoderConfig) -> Vec<Layer> {
 pub(super) struct Decoding {
     /// The most while one latent frame is decoded and its frames become pictures.
     pub(super) work: Both,
-    /// What the layers remember between latent frames.
-    pub(super) state: Bytes,
     /// The longest single tensor.
     pub(super) largest: Bytes,
+    /// What the layers remember between latent frames.
+    pub(super) state: Bytes,
+    /// As tensors that are held.
+    _memory: Vec<Option<Shared>>,
 }
 
-pub(super) fn decoding(manifest: &Manifest, size: ClipSize, target: Target) -> Decoding {
+pub(super) fn decoding(manifest: &Manifest, size: ClipSize, machine: &Machine) -> Decoding {
     let [channels, frames, height, width] =
         manifest.latent_shape(size.width, size.height, size.frames).map(|n| n as u64);
     let layers = layers(&manifest.autoencoder);
-    let walk = Walk::new(target, false);
+    let walk = Walk::new(machine, false);
     let mut memory: Vec<Option<Shared>> = layers.iter().map(|_| None).collect();
     let (mut frame, mut count) = (Bytes::default(), 0);
     // The first latent frame finds no memory, every later one what the one before it left.
@@ -57,13 +58,13 @@ pub(super) fn decoding(manifest: &Manifest, size: ClipSize, target: Target) -> D
     let shown = Bytes::new(u64::from(size.width)) * u64::from(size.height);
     let (ordering, turning) = (frame * (count + 2), frame * count + shown * (12 + 4 * count));
     let (peak, state, largest) = (walk.peak(), walk.now(), walk.largest());
-    let work = if target == Target::Gpu {
+    let work = if machine.target == Target::Gpu {
         Both { host: ordering.max(turning), gpu: peak }
     } else {
         // What made the frames is gone by the time that they are read back; a frame is moved, not copied.
         Both::host(peak.max(state + ordering.max(turning)))
     };
-    Decoding { work, state, largest }
+    Decoding { work, state, largest, _memory: memory }
 }
 
 /// `run`: depth first through all layers. Gives the size of a finished frame and their number.

@@ -3,10 +3,9 @@
 
 use crate::model::cache::{CacheFormat, CacheLayout};
 use crate::model::manifest::{CausalConfig, ClipSize, Manifest, SamplerStep};
-use crate::model::plan::bytes::{Bytes, Walk};
+use crate::model::plan::bytes::{Bytes, Held, Machine, Walk};
 use crate::model::plan::weights::{Matrix, Weights};
 use crate::model::plan::{Both, Target};
-use crate::model::reader::Held;
 
 /// What a clip takes in the denoiser.
 pub(super) struct Denoising {
@@ -26,6 +25,10 @@ pub(super) struct Denoising {
     pub(super) work: Bytes,
     /// The longest single piece.
     pub(super) largest: Bytes,
+    /// Pages of a GPU once the prompt's keys and values are there, and after the last step.
+    pub(super) pages: [Bytes; 2],
+    /// What stays on a GPU until the clip is done.
+    pub(super) kept: Vec<Held>,
 }
 
 /// The sizes that a pass depends on.
@@ -57,9 +60,10 @@ pub(super) fn denoising(
     manifest: &Manifest,
     weights: &Weights<'_>,
     size: ClipSize,
-    target: Target,
+    machine: &Machine,
     lora: bool,
 ) -> Denoising {
+    let target = machine.target;
     let wan = &manifest.transformer;
     let [channels, frames, height, width] =
         manifest.latent_shape(size.width, size.height, size.frames).map(|n| n as u64);
@@ -97,27 +101,40 @@ pub(super) fn denoising(
     // A key and a value a token and block.
     let cache = sizes.cached * (2 * layers * rows) * held(chunks - 1);
 
-    let walk = Walk::new(target, lora);
+    let guided = if manifest.guided() { 2 } else { 1 };
+    let text = Bytes::f32s(&[2 * layers, sizes.text, inner]);
+    let (text_work, mut kept) = text_work(manifest, weights, &matrices, sizes.text, machine, lora);
+    let (text_work, beside) = (text_work + text * (guided - 1), Walk::new(machine, lora));
+    if guided > 1 {
+        kept.extend((0..2 * layers).map(|_| beside.tensor(&[sizes.text, inner])));
+    }
+    let prompted = machine.pages();
+    // The cache grows until its window is full; what it had is let go of once what it has is there.
+    let (mut cached, mut length) = (Vec::new(), 0);
+    for grown in (1..chunks).map(held).take_while(|&grown| std::mem::replace(&mut length, grown) < grown) {
+        cached = (0..2 * layers).map(|_| beside.hold(sizes.cached * rows * grown)).collect::<Vec<_>>();
+    }
+    kept.append(&mut cached);
+
+    let walk = Walk::new(machine, lora);
     pass(&walk, &matrices, &sizes, channels, None);
     let mut work = walk.peak();
     if chunks > 1 {
         // A finished chunk passes once more: its keys and values wait beside the cache until they are joined to it.
         let before = Sizes { past: seen(chunks - 2) * rows, ..sizes };
-        let again = Walk::new(target, lora);
+        let again = Walk::new(machine, lora);
         pass(&again, &matrices, &before, channels, Some(layers));
         work = work.max(again.peak());
     }
 
-    let guided = if manifest.guided() { 2 } else { 1 };
-    let text = Bytes::f32s(&[2 * layers, sizes.text, inner]);
-    let text_work = text_work(manifest, weights, &matrices, sizes.text, target, lora) + text * (guided - 1);
     // Latents before and after a step, two estimates, velocity, noise; the multistep solver remembers four more.
     let copies = 6 + if manifest.sampler.step == SamplerStep::Unipc { 4 } else { 0 } + 2 * (guided - 1);
     // And the finished ones that wait for the decoder.
     let latents = Bytes::f32s(&[copies + 1, channels, chunk, height, width]);
     let waiting = Bytes::f32s(&[channels, frames - chunk, height, width]);
-    let largest = walk.largest();
-    Denoising { text: text * guided, text_work, cache, latents, waiting, chunked: chunks > 1, work, largest }
+    let (text, chunked, largest) = (text * guided, chunks > 1, walk.largest());
+    let pages = [prompted, machine.pages()];
+    Denoising { text, text_work, cache, latents, waiting, chunked, work, largest, pages, kept }
 }
 
 fn window(causal: &CausalConfig) -> u64 {
@@ -132,16 +149,16 @@ fn held_frames(causal: &CausalConfig, frames: u64, target: Target) -> u64 {
     frames.min(window(causal) + if room { causal.chunk_frames as u64 } else { 0 })
 }
 
-/// `Wan::text_context`.
+/// `Wan::text_context`: the most that it takes, and the keys and values that are left.
 fn text_work(
     manifest: &Manifest,
     weights: &Weights<'_>,
     matrices: &Matrices,
     tokens: u64,
-    target: Target,
+    machine: &Machine,
     lora: bool,
-) -> Bytes {
-    let walk = Walk::new(target, lora);
+) -> (Bytes, Vec<Held>) {
+    let walk = Walk::new(machine, lora);
     let embedder = "transformer.condition_embedder.text_embedder";
     let linear = |index: usize| weights.matrix(&format!("{embedder}.linear_{index}"));
     let x = walk.tensor(&[tokens, manifest.transformer.text_dim as u64]);
@@ -153,7 +170,7 @@ fn text_work(
         blocks.push(walk.linear(matrices.attention, tokens));
     }
     drop(text);
-    walk.peak()
+    (walk.peak(), blocks)
 }
 
 /// `Wan::run`, with the keys and values of `kept` blocks kept.

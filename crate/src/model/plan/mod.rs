@@ -47,6 +47,7 @@ pub(crate) use needs::ModelNeeds;
 use crate::error::Result;
 use crate::model::layout::Part;
 use crate::model::manifest::{ClipSize, Manifest};
+use bytes::Machine;
 use stages::{Stages, Work};
 use weights::Weights;
 
@@ -60,8 +61,10 @@ const TOKENIZER: u64 = 1 << 20;
 /// and no further. `web/src/recording.ts` has the same number.
 const PAGE_KEEPS: u64 = 128 << 20;
 
-/// A GPU's buffers are pages of one tensor each, and a tensor may get a larger one: this share more, in eighths.
-const GPU_PAGES_EIGHTHS: u64 = 1;
+/// What the runtime has on a GPU in a browser besides a model's tensors: buffers to send and to read back through.
+const GPU_RUNTIME: u64 = 13 << 19;
+/// What the self-test takes there while it runs, before the first clip.
+const GPU_SELF_TEST: u64 = 15 << 19;
 
 /// What computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -273,13 +276,28 @@ impl MemoryPlan {
         let most = manifest.text_encoder.max_tokens as u64;
         let tokens = request.tokens.unwrap_or(most).clamp(1, most);
         let weights = Weights::new(manifest, &request);
-        let encoding =
-            (text != TextWeights::Absent && !packed).then(|| text::encoding(manifest, &weights, text, tokens, target));
-        let denoising = denoiser::denoising(manifest, &weights, size, target, lora_bytes > 0);
-        let decoding = autoencoder::decoding(manifest, size, target);
+        let machine = Machine::new(target);
+        let turns = request.residency == Residency::Turns;
+        let mut pages = [Bytes::default(); 4];
+        let encoding = (text != TextWeights::Absent && !packed)
+            .then(|| text::encoding(manifest, &weights, text, tokens, &machine));
+        pages[0] = machine.pages();
+        if turns {
+            machine.forget();
+        }
+        let mut denoising = denoiser::denoising(manifest, &weights, size, &machine, lora_bytes > 0);
+        [pages[1], pages[2]] = denoising.pages;
+        if turns {
+            denoising.kept.clear();
+            machine.forget();
+        }
+        // Between chunks the decoder remembers the one before.
+        let _before = (denoising.chunked && !turns).then(|| autoencoder::decoding(manifest, size, &machine));
+        let decoding = autoencoder::decoding(manifest, size, &machine);
+        pages[3] = machine.pages();
 
         let resident = resident(manifest, &weights, &request);
-        let work = Work { encoding: encoding.as_ref(), denoising: &denoising, decoding: &decoding };
+        let work = Work { encoding: encoding.as_ref(), denoising: &denoising, decoding: &decoding, pages };
         let stages = Stages::of(manifest, &request, &weights, &resident, &work);
 
         let largest = denoising.largest.max(decoding.largest).max(weights.largest_on_gpu());

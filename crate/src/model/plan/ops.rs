@@ -7,9 +7,8 @@
 
 use std::rc::Rc;
 
-use crate::model::plan::bytes::{Bytes, Walk};
+use crate::model::plan::bytes::{Bytes, Held, Walk};
 use crate::model::plan::weights::Matrix;
-use crate::model::reader::Held;
 use crate::ops::TILE_BYTES;
 
 /// Depth to which gemm packs its operands.

@@ -7,7 +7,9 @@ use crate::model::plan::bytes::Bytes;
 use crate::model::plan::denoiser::Denoising;
 use crate::model::plan::text::Encoding;
 use crate::model::plan::weights::Weights;
-use crate::model::plan::{Both, GPU_PAGES_EIGHTHS, Item, MANIFEST_ENTRY, PlanRequest, Residency, Stage};
+use crate::model::plan::{
+    Both, GPU_RUNTIME, GPU_SELF_TEST, Item, MANIFEST_ENTRY, PlanRequest, Residency, Stage, Target,
+};
 
 /// What a clip takes besides the weights.
 pub(super) struct Work<'a> {
@@ -15,6 +17,8 @@ pub(super) struct Work<'a> {
     pub(super) encoding: Option<&'a Encoding>,
     pub(super) denoising: &'a Denoising,
     pub(super) decoding: &'a Decoding,
+    /// Pages of a GPU after the stages `text`, `prompt`, `denoise` and `decode`.
+    pub(super) pages: [Bytes; 4],
 }
 
 /// Stages as they are collected.
@@ -24,8 +28,6 @@ pub(super) struct Stages<'a> {
     weights: &'a Weights<'a>,
     /// What is there in every stage.
     resident: &'a [Item],
-    /// GPU memory beside the resident that the allocator has by now.
-    gpu: Bytes,
     stages: Vec<Stage>,
 }
 
@@ -38,7 +40,7 @@ impl<'a> Stages<'a> {
         resident: &'a [Item],
         work: &Work<'_>,
     ) -> Vec<Stage> {
-        let mut stages = Self { manifest, request, weights, resident, gpu: Bytes::default(), stages: Vec::new() };
+        let mut stages = Self { manifest, request, weights, resident, stages: Vec::new() };
         match request.residency {
             Residency::Together => stages.together(work),
             Residency::Turns => stages.turns(work),
@@ -58,45 +60,48 @@ impl<'a> Stages<'a> {
     }
 
     fn together(&mut self, work: &Work<'_>) {
-        let Work { denoising, decoding, .. } = work;
+        let Work { denoising, decoding, pages: [text, prompt, denoise, decode], .. } = work;
         self.load(self.weights.loading());
-        self.text(work);
-        self.add("prompt", vec![self.embeddings(), self.on("denoiser at work", denoising.text_work)]);
-        let [prompt, cache, latents] =
-            denoising.staying(self.request.target).map(|(what, bytes)| Item::of(what, bytes));
+        self.self_test(self.resident.to_vec());
+        self.text(work, *text);
+        self.add("prompt", *prompt, vec![self.embeddings(), self.on("denoiser at work", denoising.text_work)]);
+        let [keys, cache, latents] = denoising.staying(self.request.target).map(|(what, bytes)| Item::of(what, bytes));
         let between = if denoising.chunked { decoding.state } else { Bytes::default() };
         let state = self.on("decoder between chunks", between);
         let working = self.on("denoiser at work", denoising.work);
-        self.add("denoise", vec![prompt.clone(), cache.clone(), latents.clone(), state.clone(), working]);
-        self.add("decode", vec![prompt, cache, latents, state, Item::of("decoder at work", decoding.work)]);
+        // Between chunks the decoder's pages are there as well.
+        let most = if denoising.chunked { decode } else { denoise };
+        self.add("denoise", *most, vec![keys.clone(), cache.clone(), latents.clone(), state.clone(), working]);
+        self.add("decode", *decode, vec![keys, cache, latents, state, Item::of("decoder at work", decoding.work)]);
     }
 
     /// Follows `parts.rs`: each part is read once the one before it has gone.
     fn turns(&mut self, work: &Work<'_>) {
-        let Work { denoising, decoding, .. } = work;
+        let Work { denoising, decoding, pages: [text, prompt, denoise, decode], .. } = work;
         // Shards are looked at and kept outside; nothing of them stays.
         self.load(Both::host(self.weights.longest_shard()));
-        self.text(work);
-        self.forget();
-        let denoiser = self.weights.item(Part::Transformer);
+        self.self_test(self.resident.to_vec());
+        self.text(work, *text);
+        let none = Bytes::default();
         let reading = Item::of("denoiser on its way", self.weights.loading_of(|part| part == Part::Transformer));
-        self.add("read denoiser", vec![self.embeddings(), reading]);
-        self.forget();
-        let prompt_work = self.on("denoiser at work", denoising.text_work);
-        self.add("prompt", vec![denoiser.clone(), self.embeddings(), prompt_work]);
-        let [prompt, cache, latents] =
-            denoising.staying(self.request.target).map(|(what, bytes)| Item::of(what, bytes));
+        self.add("read denoiser", none, vec![self.embeddings(), reading]);
+        let there = self.beside(&[Part::Transformer]);
+        let working = self.on("denoiser at work", denoising.text_work);
+        self.with("prompt", there.clone(), *prompt, vec![self.embeddings(), working]);
+        let [keys, cache, latents] = denoising.staying(self.request.target).map(|(what, bytes)| Item::of(what, bytes));
         let whole = Item::of("latents that wait", Both::host(denoising.waiting));
         let working = self.on("denoiser at work", denoising.work);
-        self.add("denoise", vec![denoiser, prompt, cache, latents.clone(), whole.clone(), working]);
-        self.forget();
+        self.with("denoise", there, *denoise, vec![keys, cache, latents.clone(), whole.clone(), working]);
         let of_autoencoder = |part| matches!(part, Part::Decoder | Part::Encoder);
         let reading = Item::of("decoder on its way", self.weights.loading_of(of_autoencoder));
-        self.add("read decoder", vec![latents.clone(), whole.clone(), reading]);
-        self.forget();
-        let parts = [Part::Decoder, Part::Encoder].map(|part| self.weights.item(part));
-        let working = [latents, whole, Item::of("decoder at work", decoding.work)];
-        self.add("decode", parts.into_iter().chain(working).collect());
+        self.add("read decoder", none, vec![latents.clone(), whole.clone(), reading]);
+        let there = self.beside(&[Part::Decoder, Part::Encoder]);
+        self.with("decode", there, *decode, vec![latents, whole, Item::of("decoder at work", decoding.work)]);
+    }
+
+    /// What stays, and the parts whose turn it is.
+    fn beside(&self, parts: &[Part]) -> Vec<Item> {
+        self.resident.iter().cloned().chain(parts.iter().map(|&part| self.weights.item(part))).collect()
     }
 
     /// Shards arrive, the models are built, and LoRA files are put beside them.
@@ -110,33 +115,43 @@ impl<'a> Stages<'a> {
         self.push("load", items);
     }
 
-    fn text(&mut self, work: &Work<'_>) {
-        if let Some(encoding) = work.encoding {
-            let layers = Item::of("layers of the text encoder", encoding.layers);
-            self.add("text", vec![layers, Item::of("text encoder at work", encoding.values)]);
+    /// A page has the device prove itself before the first clip, and gives back what that took.
+    fn self_test(&mut self, items: Vec<Item>) {
+        if self.request.target == Target::Gpu {
+            self.with("self-test", items, Bytes::new(GPU_SELF_TEST), Vec::new());
         }
     }
 
-    /// The allocator gives back what it keeps.
-    fn forget(&mut self) {
-        self.gpu = Bytes::default();
+    fn text(&mut self, work: &Work<'_>, pages: Bytes) {
+        if let Some(encoding) = work.encoding {
+            let layers = Item::of("layers of the text encoder", encoding.layers);
+            self.add("text", pages, vec![layers, Item::of("text encoder at work", encoding.values)]);
+        }
     }
 
-    /// A stage with the resident weights and something more.
-    fn add(&mut self, name: &'static str, more: Vec<Item>) {
+    /// A stage with what is resident and something more, which on a GPU lies in so many bytes of pages.
+    fn add(&mut self, name: &'static str, pages: Bytes, more: Vec<Item>) {
+        self.with(name, self.resident.to_vec(), pages, more);
+    }
+
+    fn with(&mut self, name: &'static str, mut items: Vec<Item>, pages: Bytes, more: Vec<Item>) {
         let own: Bytes = more.iter().map(|item| item.bytes.gpu).sum();
-        let kept = Bytes::new(self.gpu.get().saturating_sub(own.get()));
-        self.gpu = self.gpu.max(own);
-        let mut items = self.resident.to_vec();
+        // An eighth more: which page a tensor gets depends on more than its length.
+        let pages = pages.get().saturating_add(pages.get() / 8);
+        let kept = Bytes::new(pages.saturating_sub(own.get()));
         items.extend(more);
-        items.push(Item::of("kept by the GPU's allocator", Both { host: Bytes::default(), gpu: kept }));
+        items.push(self.on_gpu("pages that are kept", kept));
         self.push(name, items);
     }
 
+    fn on_gpu(&self, what: &str, bytes: Bytes) -> Item {
+        Item::of(what, Both { host: Bytes::default(), gpu: bytes })
+    }
+
     fn push(&mut self, name: &'static str, mut items: Vec<Item>) {
-        let gpu: u64 = items.iter().map(|item| item.bytes.gpu.get()).sum();
-        let pages = Bytes::new(gpu / 8 * GPU_PAGES_EIGHTHS);
-        items.push(Item::of("rounding up to the GPU's pages", Both { host: Bytes::default(), gpu: pages }));
+        if self.request.target == Target::Gpu {
+            items.push(self.on_gpu("the runtime's buffers", Bytes::new(GPU_RUNTIME)));
+        }
         items.retain(|item| item.bytes != Both::default());
         self.stages.push(Stage { name, peak: items.iter().map(|item| item.bytes).sum(), items });
     }

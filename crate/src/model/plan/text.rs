@@ -1,10 +1,9 @@
 //! The text encoder at work: `text/umt5.rs` and `text/stream.rs`.
 
 use crate::model::manifest::{Manifest, TextEncoderConfig};
-use crate::model::plan::bytes::{Bytes, Walk};
+use crate::model::plan::bytes::{Bytes, Held, Machine, Walk};
 use crate::model::plan::weights::{Matrix, Weights};
 use crate::model::plan::{Both, Target, TextWeights};
-use crate::model::reader::Held;
 use crate::text::umt5::layer_prefix;
 
 /// What encoding takes at most besides the weights that stay: the layers of a streamed encoder, and the values.
@@ -20,19 +19,24 @@ pub(super) fn encoding(
     weights: &Weights<'_>,
     text: TextWeights,
     tokens: u64,
-    target: Target,
+    machine: &Machine,
 ) -> Encoding {
     let config = &manifest.text_encoder;
-    let walk = Walk::new(target, false);
+    let (walk, target) = (Walk::new(machine, false), machine.target);
     let texts = if manifest.guided() { 2 } else { 1 };
     let width = config.d_model as u64;
     let streamed = text == TextWeights::Streamed;
+    // A layer and the next one, where a GPU has them.
+    let beside = Walk::new(machine, false);
+    let in_memory = if streamed && walk.on_gpu() { config.num_layers.min(2) } else { 0 };
+    let pieces = (0..in_memory).flat_map(|index| weights.pieces(&layer_prefix(index)));
+    let pieces: Vec<Held> = pieces.map(|bytes| beside.hold(bytes)).collect();
     // A streamed encoder takes both texts through a layer while it is there; else the first one's embeddings wait.
     let others: Vec<Held> = (1..texts).map(|_| walk.tensor(&[tokens, width])).collect();
     let x = walk.tensor(&[tokens, width]);
     block(&walk, config, weights, tokens);
     let normed = walk.norm(tokens, width);
-    drop((x, normed, others));
+    drop((x, normed, others, pieces));
     // The rows of the table as f32, once as they are read and once for each text.
     let rows = Bytes::f32s(&[texts, tokens, width]) * 2;
     let on_gpu = target == Target::Gpu;

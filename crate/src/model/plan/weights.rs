@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use crate::loading::WIDEN_LIMIT_BYTES;
 use crate::model::layout::{self, Part};
 use crate::model::manifest::{Manifest, TensorInfo};
-use crate::model::plan::bytes::{Bytes, OVERHEAD};
+use crate::model::plan::bytes::{Bytes, OVERHEAD, page};
 use crate::model::plan::{Both, Item, PlanRequest, Residency, Row, Target, TextWeights};
 use crate::text::umt5::TABLE;
 use crate::weights::is_linear_weight;
@@ -77,6 +77,7 @@ impl<'a> Weights<'a> {
             let packed = linear && info.dtype.quantized() && !widen;
             return host(if packed { Bytes::new(info.bytes()) } else { values(info) });
         }
+        // A tensor has a page of its own.
         let gpu = match info.shape[..] {
             _ if linear => Bytes::new(info.bytes().next_multiple_of(4)),
             [out, input, height, width] => {
@@ -84,7 +85,7 @@ impl<'a> Weights<'a> {
             }
             _ => values(info),
         };
-        Both { host: Bytes::default(), gpu }
+        Both { host: Bytes::default(), gpu: Bytes::new(page(gpu.get())) }
     }
 
     /// What a part of the model takes while it is resident.
@@ -151,6 +152,12 @@ impl<'a> Weights<'a> {
         // On its way to a GPU a matrix is there three times.
         let turned = Bytes::new(largest) * if on_gpu { 3 } else { 1 };
         (Both { host: held.host + Bytes::new(waits) + turned, gpu: held.gpu }, held)
+    }
+
+    /// What each tensor with a prefix takes on a GPU.
+    pub(super) fn pieces(&self, prefix: &str) -> Vec<Bytes> {
+        let tensors = self.manifest.tensors.iter().filter(|(name, _)| name.starts_with(prefix));
+        tensors.map(|(name, info)| self.held(name, info, false).gpu).collect()
     }
 
     /// Bytes of the longest shard.
