@@ -20,19 +20,13 @@ def read_json(path):
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def manifest(work, source, tokenizer, sigmas, shift, tensors):
+def manifest(work, source, tokenizer, sigmas, shift):
     video = presets.VIDEO
-    pixels = max(width * height for width, height in map(presets.padded, video["sizes"]))
     facts = {name: read_json(work / f"{name}.json") for name in ("autoencoder", "decoder", "teacher", source)}
     facts = {name: part for name, part in facts.items() if part}  # of the stages that there were
     for part in facts.values():
         for curve in ("log", "loss"):  # kept in reports/, too long for a manifest
             part.pop(curve, None)
-    weights = sum(t.numel() * 4 for t in tensors.values())
-    largest = max(t.numel() * 4 for t in tensors.values())
-    # the widest activation of the decoder is its last stage: all channels of a frame in patches, four frames
-    channels, patch = presets.AUTOENCODER["decoder_channels"][2], presets.AUTOENCODER["patch_size"]
-    activation = 4 * 4 * max(2 * channels, 64) * pixels // patch ** 2
     text = {"kind": "umt5", "vocab_size": tokenizer.get_vocab_size(), **presets.TEXT_ENCODER,
             "tokenizer": {"path": "tokenizer.json"}}
     return {
@@ -49,9 +43,8 @@ def manifest(work, source, tokenizer, sigmas, shift, tensors):
                                              for width, height in video["sizes"]]},
         "vocabulary": json.loads((work / "vocabulary.json").read_text()),
         "examples": list(worlds.EXAMPLES),
-        "requires": {"features": [], "max_buffer_size": max(largest, activation, 16 * 2 ** 20),
-                     "max_storage_buffer_binding_size": max(largest, activation, 16 * 2 ** 20),
-                     "memory_bytes": 2 * weights + 16 * activation},
+        # The packer fills in what the most demanding clip needs.
+        "requires": {"features": [], "max_buffer_size": 0, "max_storage_buffer_binding_size": 0, "memory_bytes": 0},
         "training": {"model": presets.MODEL, "weights": source, "sigma_shift": shift, "dtype": "f32",
                      "data": "procedural world of this repository (training/" + presets.WORLD + ")", **facts},
     }
@@ -87,7 +80,7 @@ def main():
     args.out.mkdir(parents=True, exist_ok=True)
     save_file(tensors, args.out / "weights.safetensors")
     shutil.copy(work / "tokenizer.json", args.out / "tokenizer.json")
-    text = json.dumps(manifest(work, args.source, tokenizer, sigmas, shift, tensors), indent=1, ensure_ascii=False)
+    text = json.dumps(manifest(work, args.source, tokenizer, sigmas, shift), indent=1, ensure_ascii=False)
     (args.out / "model.json").write_text(text + "\n", encoding="utf-8")
     print(f"{len(tensors)} tensors, {sum(t.numel() for t in tensors.values()) / 1e6:.2f} M parameters -> {args.out}")
 

@@ -72,13 +72,18 @@ fn what_a_clip_needs_is_told_and_what_does_not_fit_is_refused() {
         assert!(report.contains(part), "{part}: {report}");
     }
     assert!(succeed(&inspect(tiny, &[&clip("9")[..], &["--memory", "1GiB"]].concat())).contains("It fits."));
-    let needed = |frames| {
-        let report = succeed(&inspect(tiny, &[&clip(frames)[..], &["--json"]].concat()));
+    let needed = |frames, more: &[&str]| {
+        let report = succeed(&inspect(tiny, &[&clip(frames)[..], &["--json"], more].concat()));
         let plan: serde_json::Value = serde_json::from_str(&report).expect("JSON");
         plan["peak"]["host"].as_u64().expect("a number of bytes")
     };
-    let (short, long) = (needed("5"), needed("9"));
-    assert!(short < long, "{short}, {long}");
+    let (long, turns) = (needed("9", &[]), needed("9", &["--turns"]));
+    let short = needed("5", &["--turns"]);
+    assert!(short < turns && turns < long, "{short}, {turns}, {long}");
+    let report = succeed(&inspect(tiny, &[&clip("9")[..], &["--memory", &turns.to_string()]].concat()));
+    for part in ["denoiser and decoder in turns", "read denoiser", "It fits, with the parts of the model in turns."] {
+        assert!(report.contains(part), "{part}: {report}");
+    }
     let limited =
         |memory: &str, part: &str| fail(&inspect(tiny, &[&clip("9")[..], &["--memory", memory]].concat()), part);
     limited(&short.to_string(), "Choose 96x64 (5 frames)");
@@ -110,6 +115,18 @@ fn a_clip_is_written_as_pictures_and_as_raw_video() {
     let read = |name: &str| std::fs::read(video(name)).expect("a video");
     assert!(read("a.y4m").starts_with(b"YUV4MPEG2 W96 H64 F12:1"));
     assert!(read("a.y4m") == read("b.y4m"), "one seed, one clip");
+    // Too little memory for the model as a whole, and too little for anything.
+    let plan = succeed(&["inspect", text(&model), "--device", "cpu", "--turns", "--json"]);
+    let plan: serde_json::Value = serde_json::from_str(&plan).expect("JSON");
+    let memory = plan["peak"]["host"].to_string();
+    let (in_turns, none) = (video("d.y4m"), video("e.y4m"));
+    let clip = ["generate", "--model", text(&model), "--prompt", "a red ball", "--seed", "7", "--out"];
+    let output = kinora(&[&clip[..], &[text(&in_turns), "--memory", &memory]].concat());
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && said.contains("seed 7, parts of the model in turns"), "{said}");
+    assert!(read("a.y4m") == read("d.y4m"), "the same clip");
+    fail(&[&clip[..], &[text(&none), "--memory", "1MB"]].concat(), "choose a smaller model");
+    assert!(!none.exists());
     assert!(read("a.y4m") != read("c.y4m"), "another seed, another clip");
     let _ = std::fs::remove_dir_all(out);
 }
