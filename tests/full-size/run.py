@@ -102,7 +102,8 @@ def in_chromium(script, *arguments):
 
 
 def browser(work, args):
-    """One denoiser pass on the smallest latents in a worker in Chromium, then a clip of one frame from the page."""
+    """One denoiser pass on the smallest latents in a worker in Chromium, then two clips of one frame from the page, which have to be
+    the same: with the model in memory as a whole, and with its parts in turns."""
     view, good = packed_model.Packed(work / "denoiser"), True
     tensors = reference.inputs(view.manifest, BROWSER_LATENTS)["denoise"]
     save_file(tensors, work / "browser.in.safetensors")
@@ -112,9 +113,13 @@ def browser(work, args):
         facts = in_chromium("stage.mjs", "--model", work / "denoiser", "--device", device,
                             "--in", work / "browser.in.safetensors", "--out", out)
         good &= compare("browser", {"device": device, **facts}, load_file(out), expected)
-    facts = in_chromium("page.mjs", "--model", work / "denoiser", "--device", args.page_device)
-    report("page", **facts)
-    return good
+    clips = []
+    for residency in ("together", "turns"):
+        facts = in_chromium("page.mjs", "--model", work / "denoiser", "--device", args.page_device,
+                            "--residency", residency)
+        clips.append(facts.pop("hash"))
+        report("page", **facts)
+    return good and clips[0] == clips[1]
 
 
 ACTIONS = dict(zip(STEPS, (write_checkpoint, pack, native, hold_to_reference, browser)))
