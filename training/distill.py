@@ -28,8 +28,8 @@ from .data import LatentData, encode
 from .make_latents import load_autoencoder
 from .model import TextToVideo
 from .precision import autocast
-from .progress import REPORTS, Clock, note, save_weights
-from .train_teacher import average, masked_loss, noised, optimiser_for, save, show
+from .progress import REPORTS, Clock, note, save, save_weights
+from .train_teacher import average, masked_loss, noised, optimiser_for, show
 
 
 @torch.no_grad()

@@ -3,13 +3,12 @@
     python -m training.probe [--preset cpu] [--minutes 4]
 
 It learns from rendered clips only, seen at reduced size and after a random blur and noise, so that a generated clip's
-softness is not what decides. Five frames go in as one picture of 15 channels. Writes probe.pt, one that is there is
-trained on, and probe.json: the share of held-out renders named right per attribute, and what was taken for what.
+softness is not what decides. Five frames go in as one picture of 15 channels. Resumes from probe-state.pt. Writes
+probe.pt, one that is there is trained on, and probe.json: the share of held-out renders named right per attribute, and what was taken for what.
 """
 
 import json
 import random
-import time
 
 import torch
 import torch.nn as nn
@@ -19,7 +18,7 @@ from . import presets, worlds
 from .data import UNKNOWN, attribute_indices, naming_loss, share_right
 from .optim import Muon, groups
 from .precision import autocast
-from .progress import note
+from .progress import Interruptible, note, save_weights
 
 SEEN = 5  # frames
 
@@ -98,9 +97,9 @@ def main():
     held = [rendered(random.Random(options["seed"] + 72 + i), 8, device, args.eager)
             for i in range(options["held"] // 8)]
     pool = []
-    budget, start, step, total = options["minutes"] * 60, time.time(), 0, 0.0
-    while (done := (time.time() - start) / budget) < 1:
-        optimiser.set_scale(min((step + 1) / 30, 1.0, (1.0 - done) / 0.5 + 0.01))
+    stage, total = Interruptible(work, "probe", options, rng, probe=probe, optimiser=optimiser), 0.0
+    while stage.running():
+        optimiser.set_scale(min((stage.step + 1) / 30, 1.0, (1.0 - stage.clock.done) / 0.5 + 0.01))
         frames, attributes = rendered(rng, 8, device, args.eager)
         pool.append(((frames * 255).round().byte(), attributes))
         del pool[:-options["pool"]]
@@ -113,15 +112,17 @@ def main():
         loss.backward()
         optimiser.step()
         probe.zero_grad(set_to_none=True)
-        step, total = step + 1, total + loss.item()
-        if step % 100 == 0:
-            print(f"step {step} loss {total / 100:.3f}", flush=True)
+        stage.step, total = stage.step + 1, total + loss.item()
+        if stage.step % 100 == 0:
+            print(f"step {stage.step} loss {total / 100:.3f}", flush=True)
             total = 0.0
+    if not stage.finished():
+        return
     probe.eval()
     with torch.no_grad():
         logits = [torch.cat(column) for column in zip(*(probe(clips) for clips, _ in held))]
     truth = torch.cat([attributes for _, attributes in held])
-    facts = {"steps": before + step, "held_out_renders": len(truth), "right": {}, "confusion": {}}
+    facts = {"steps": before + stage.step, "held_out_renders": len(truth), "right": {}, "confusion": {}}
     for i, (name, values) in enumerate(worlds.ATTRIBUTES.items()):
         said = logits[i].argmax(-1)
         facts["right"][name] = round(share_right(logits[i], truth[:, i]), 4)
@@ -129,9 +130,9 @@ def main():
         known = truth[:, i] != UNKNOWN
         table.index_put_((truth[known, i].cpu(), said[known].cpu()), torch.tensor(1), accumulate=True)
         facts["confusion"][name] = table.tolist()
-    torch.save(probe.state_dict(), work / "probe.pt")
+    save_weights(work / "probe.pt", probe.state_dict())
     (work / "probe.json").write_text(json.dumps(facts))
-    note(work, f"probe: finished, {step} steps; right on held-out renders: {facts['right']}")
+    note(work, f"probe: finished, {stage.step} steps; right on held-out renders: {facts['right']}")
 
 
 if __name__ == "__main__":

@@ -62,3 +62,50 @@ def save_weights(path, state):
     temporary = path.with_name("part-" + path.name)
     torch.save(state, temporary)
     temporary.replace(path)
+
+
+def save(path, **state):
+    """A checkpoint: the states of what has one, everything else as it is."""
+    temporary = path.with_suffix(".tmp")
+    torch.save({key: value.state_dict() if hasattr(value, "state_dict") else value
+                for key, value in state.items()}, temporary)
+    temporary.replace(path)
+
+
+class Interruptible:
+    """A stage of minutes, whose state is kept while it runs and is gone once it is over: a run that was ended goes on.
+
+    `parts` are what has a state_dict; `rng` is the stage's own generator.
+    """
+
+    EVERY = 60  # seconds
+
+    def __init__(self, work, stage, options, rng, **parts):
+        self.work, self.stage, self.rng, self.parts = work, stage, rng, parts
+        self.path, self.step, spent = work / f"{stage}-state.pt", 0, 0.0
+        if self.path.exists():
+            state = torch.load(self.path, map_location=options["device"], weights_only=False)
+            for name, part in parts.items():
+                part.load_state_dict(state[name])
+            rng.setstate(state["rng"])
+            torch.set_rng_state(state["torch_rng"].cpu())
+            self.step, spent = state["step"], state["spent"]
+            note(work, f"{stage}: goes on at step {self.step}")
+        self.clock, self.kept = Clock(work, stage, options, spent), time.time()
+
+    def running(self):
+        """Counts the steps and reads the clock; false when this run has to end, its state kept."""
+        running = self.clock.running()
+        if not self.clock.over and (not running or time.time() - self.kept > self.EVERY):
+            save(self.path, **self.parts, rng=self.rng.getstate(), torch_rng=torch.get_rng_state(), step=self.step,
+                 spent=self.clock.elapsed)
+            self.kept = time.time()
+        return running
+
+    def finished(self):
+        """Whether the stage is over; what was kept for another run is thrown away then."""
+        if self.clock.over:
+            self.path.unlink(missing_ok=True)
+        else:
+            note(self.work, f"{self.stage}: paused at step {self.step}, {100 * self.clock.done:.0f} % done")
+        return self.clock.over

@@ -26,7 +26,7 @@ from .progress import note
 # stop half-way; what is missing from the whole are the starts of the stages
 STAGES = (
     ("tokenizer", 0.00, ["tokenizer.json"], False),
-    ("train_text", 0.02, ["text.pt", "teacher.pt"], False),
+    ("train_text", 0.02, ["text.pt", "teacher.pt"], True),
     ("train_autoencoder", 0.33, ["autoencoder.json"], True),
     ("make_latents", 0.05, ["latents.json"], False),
     ("train_teacher", 0.40, ["teacher.json"], True),

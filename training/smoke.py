@@ -59,6 +59,9 @@ def stages(common, folder):
                 *changed(["batch=1", "whole=1", "frames=5", "pool=8", "guesses=1"]))
             run("distill", *common, "--minutes", "0.03", "--teacher", "student", "--name", "student2",
                 *changed(["batch=4", "substeps=1", "walkers=2", "keep=64", "steps=2", "guidance=1"]))
+        if stage in ("train_text", "probe"):  # ended at once, and then gone on with
+            run(stage, *common, *limit, "--until", "1", *changed(changes))
+            assert (Path(folder) / f"{stage.removeprefix('train_')}-state.pt").exists()
         run(stage, *common, *limit, *changed(changes), *(FEW if stage == "evaluate" else []))
     assert len(json.loads((Path(folder) / "evaluation.json").read_text())["sources"]) == 5
     assert json.loads((Path(folder) / "student2.json").read_text())["sigmas"] == [1.0, 0.75]

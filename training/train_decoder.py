@@ -24,10 +24,10 @@ from .make_latents import load_autoencoder
 from .model import TextToVideo
 from .optim import Muon, groups
 from .precision import autocast
-from .progress import REPORTS, Clock, note, save_weights
+from .progress import REPORTS, Clock, note, save, save_weights
 from .sheet import contact_sheet
 from .train_autoencoder import held_out_clips, reconstruction_loss
-from .train_teacher import average, save
+from .train_teacher import average
 
 
 class Guesses:

@@ -28,7 +28,7 @@ from .make_latents import load_autoencoder
 from .model import TextToVideo
 from .optim import Muon, groups
 from .precision import autocast
-from .progress import REPORTS, Clock, note, save_weights
+from .progress import REPORTS, Clock, note, save, save_weights
 from .sheet import contact_sheet
 from .train_text import AttributeReader, last_states
 
@@ -74,13 +74,6 @@ def masked_loss(prediction, target, mask):
 @torch.no_grad()
 def average(ema, model, decay):
     torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
-
-
-def save(path, **state):
-    temporary = path.with_suffix(".tmp")
-    torch.save({key: value.state_dict() if hasattr(value, "state_dict") else value
-                for key, value in state.items()}, temporary)
-    temporary.replace(path)
 
 
 @torch.no_grad()

@@ -5,14 +5,13 @@
 The last state of a caption (its </s>) has to name every attribute of the scene. Captions leave attributes out, so the
 loss does not reach 0; what counts is that it meets full captions. The denoiser then starts from embeddings in which
 colour, shape and motion already lie apart, and need not find that out through a noisy picture. The encoder trains on
-with the denoiser. Writes text.pt; one that is there is trained on.
+with the denoiser. Writes text.pt; one that is there is trained on. Resumes from text-state.pt.
 
 With --beside a new encoder for the denoiser of teacher.pt is trained: its states stay near those that the denoiser
 knows, but for the captions that the old encoder cannot tell from others. It takes the old one's place in teacher.pt.
 """
 
 import random
-import time
 
 import torch
 
@@ -20,7 +19,7 @@ from . import presets, tokenizer as tokenizers, worlds
 from .data import attribute_indices, encode, naming_loss, share_right
 from .model import TextToVideo
 from .optim import Muon, groups
-from .progress import note, save_weights
+from .progress import Interruptible, note, save_weights
 
 
 class AttributeReader(torch.nn.Linear):
@@ -95,9 +94,9 @@ def main():
     reader = AttributeReader(presets.TEXT_ENCODER["d_model"]).to(device)
     trained = torch.nn.ModuleDict({"text_encoder": model.text_encoder, "reader": reader})
     optimiser = Muon(groups(trained.named_parameters(), is_block_matrix, options["muon_lr"], options["lr"], 0.01))
-    budget, start, step, total = options["minutes"] * 60, time.time(), 0, 0.0
-    while (done := (time.time() - start) / budget) < 1:
-        optimiser.set_scale(min((step + 1) / 50, 1.0, (1.0 - done) / 0.3 + 0.01))
+    stage, total = Interruptible(work, "text", options, rng, trained=trained, optimiser=optimiser), 0.0
+    while stage.running():
+        optimiser.set_scale(min((stage.step + 1) / 50, 1.0, (1.0 - stage.clock.done) / 0.3 + 0.01))
         ids, attributes, hard = captioned(rng, tokenizer, options["batch"], False, options["confusable"])
         ids = ids.to(device)
         states, last = states_and_last(model, ids)
@@ -111,17 +110,19 @@ def main():
         torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
         optimiser.step()
         trained.zero_grad(set_to_none=True)
-        step, total = step + 1, total + loss.item()
-        if step % 100 == 0:
-            print(f"step {step} loss {total / 100:.3f}", flush=True)
+        stage.step, total = stage.step + 1, total + loss.item()
+        if stage.step % 100 == 0:
+            print(f"step {stage.step} loss {total / 100:.3f}", flush=True)
             total = 0.0
-    torch.save(model.text_encoder.state_dict(), work / "text.pt")
+    if not stage.finished():
+        return
+    save_weights(work / "text.pt", model.text_encoder.state_dict())
     if known is not None:
         known.text_encoder.load_state_dict(model.text_encoder.state_dict())
         save_weights(work / "teacher.pt", known.state_dict())
         note(work, f"text: {apart:.3f} of the square of the states that the denoiser knows is new")
     for name, share in (("full", 0.0), ("confusable", 1.0)):
-        note(work, f"text: {step} steps; read from {name} captions: {read_right(model, reader, tokenizer, rng, share)}")
+        note(work, f"text: {stage.step} steps; read from {name} captions: {read_right(model, reader, tokenizer, rng, share)}")
 
 
 if __name__ == "__main__":

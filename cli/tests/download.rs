@@ -32,29 +32,28 @@ fn text(path: &Path) -> &str {
 }
 
 #[test]
-fn a_checkpoint_and_its_lora_are_fetched_from_a_mirror() {
-    let out = folder("longlive");
-    let (base, lora) = (content(500_000, 1), content(70_000, 2));
-    let files = [("models/longlive_base.pt", base.clone()), ("models/lora.pt", lora.clone()), ("x", content(9, 3))];
+fn a_checkpoint_is_fetched_from_a_mirror() {
+    let out = folder("turbowan");
+    let weights = content(500_000, 1);
+    let files = [("TurboWan2.1-T2V-1.3B-480P.pth", weights.clone()), ("x", content(9, 3))];
     let hub = FakeHub::start(Plan {
-        repository: "Efficient-Large-Model/LongLive-1.3B".into(),
+        repository: "TurboDiffusion/TurboWan2.1-T2V-1.3B-480P".into(),
         files: files.into_iter().map(|(name, bytes)| (name.to_owned(), bytes)).collect(),
         elsewhere: true,
         cuts: 1,
         ..Plan::default()
     });
-    let output = download(&["longlive", "--to", text(&out)], &[("HF_ENDPOINT", &hub.address), ("HF_TOKEN", "hf_x")]);
+    let output = download(&["turbowan2.1", "--to", text(&out)], &[("HF_ENDPOINT", &hub.address), ("HF_TOKEN", "hf_x")]);
     assert!(output.status.success(), "{}", errors(&output));
     assert!(errors(&output).contains(COMMIT) && errors(&output).contains("100 %"), "{}", errors(&output));
     let listed = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert_eq!(listed.lines().count(), 2, "{listed}");
-    assert!(std::fs::read(out.join("models/longlive_base.pt")).expect("the base") == base);
-    assert!(std::fs::read(out.join("models/lora.pt")).expect("the LoRA") == lora);
-    assert_eq!(std::fs::read_dir(&out).expect("the folder").count(), 1, "only models/ is left");
+    assert_eq!(listed.lines().count(), 1, "{listed}");
+    assert!(std::fs::read(out.join("TurboWan2.1-T2V-1.3B-480P.pth")).expect("the weights") == weights);
+    assert_eq!(std::fs::read_dir(&out).expect("the folder").count(), 1, "nothing else is left");
     assert!(hub.asked().iter().any(|asked| asked.token.as_deref() == Some("Bearer hf_x")));
 
     let again =
-        download(&["longlive", "--to", text(&out), "--endpoint", &hub.address], &[("HF_ENDPOINT", "http://no")]);
+        download(&["turbowan2.1", "--to", text(&out), "--endpoint", &hub.address], &[("HF_ENDPOINT", "http://no")]);
     assert!(again.status.success() && errors(&again).contains("there already"), "{}", errors(&again));
     let _ = std::fs::remove_dir_all(out);
 }
@@ -63,8 +62,8 @@ fn a_checkpoint_and_its_lora_are_fetched_from_a_mirror() {
 fn mistakes_and_refusals_are_answered_with_one_sentence() {
     let out = folder("refused");
     let hub = FakeHub::start(Plan {
-        repository: "gdhe17/Self-Forcing".into(),
-        files: [("checkpoints/self_forcing_dmd.pt".to_owned(), content(1000, 4))].into(),
+        repository: "worstcoder/rcm-Wan".into(),
+        files: [("rCM_Wan2.1_T2V_1.3B_480p.pt".to_owned(), content(1000, 4))].into(),
         ..Plan::default()
     });
     let fail = |name: &str, endpoint: &str, says: &str| {
@@ -74,8 +73,14 @@ fn mistakes_and_refusals_are_answered_with_one_sentence() {
         let last = errors.lines().last().unwrap_or_default();
         assert!(last.starts_with("error: ") && last.contains(says) && !errors.contains("panicked"), "{errors}");
     };
-    fail("self-forcing", &hub.address, "has 1000 bytes and about 5680000000 are listed");
-    fail("rcm", &hub.address, "has no rCM_Wan2.1_T2V_1.3B_480p.pt at main");
+    fail("rcm", &hub.address, "has 1000 bytes and about 2838262729 are listed");
+    fail("self-forcing", &hub.address, "at 2f8b779212da279d212c22a509b66ad6552f350e");
+    hub.change(|plan| {
+        plan.repository = "Efficient-Large-Model/LongLive-1.3B".into();
+        plan.files = [("models/longlive_base.pt".to_owned(), content(1000, 5))].into();
+    });
+    fail("longlive", &hub.address, "and 10a2aa8fcf89c77d9033f4c117405412a690e289625766619d293f0c5a208ee7 is listed");
+    fail("turbowan2.1", &hub.address, "has no TurboWan2.1-T2V-1.3B-480P.pth at main");
     fail("no-such-model", &hub.address, "there is no model");
     fail("taew2.1", &hub.address, "github.com/madebyollin/taehv");
     fail("self-forcing", "hub.example", "it has to begin with https://");

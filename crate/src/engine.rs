@@ -167,7 +167,12 @@ impl Engine {
         }
         let prompt = self.texts.ids(prompt)?;
         let texts: Vec<&[u32]> = std::iter::once(prompt.ids.as_slice()).chain(self.negative_ids()).collect();
-        let mut all = self.text_encoder().encode_all(&self.compute, &texts).await?.into_iter();
+        let encoder = self.text_encoder();
+        let mut all = encoder.encode_all(&self.compute, &texts).await?.into_iter();
+        if encoder.weights() == TextWeights::Streamed {
+            // Its layers were the largest pieces that came and went; what follows has other sizes.
+            self.compute.give_back().await?;
+        }
         let prompt = all.next().ok_or_else(|| Error::Internal("the text encoder gave nothing".into()))?;
         Ok(Embeddings { prompt, negative: all.next() })
     }

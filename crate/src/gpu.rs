@@ -63,11 +63,11 @@ pub struct GpuOptions {
     /// Ask for nothing beyond the limits that every WebGPU device guarantees, to test what a phone would refuse. One
     /// exception: burn's own kernels need more than 256 invocations where the subgroups are wider than 32 lanes.
     pub strict_limits: bool,
-    /// Bytes that the model wants to bind at once; 0 for the guaranteed 128 MiB.
-    pub max_storage_buffer_binding_size: u64,
-    /// Bytes of the largest buffer the model wants; 0 for the guaranteed 256 MiB.
-    pub max_buffer_size: u64,
 }
+
+/// Bytes of the longest buffer that the engine takes, whatever the adapter offers: what every WebGPU device binds. A clip
+/// that works on one device is not too long for another.
+pub const LONGEST_BUFFER: u64 = 128 << 20;
 
 /// Finds an adapter, makes a device and registers it with burn.
 ///
@@ -87,7 +87,7 @@ pub async fn open(options: GpuOptions) -> Result<Compute> {
         return Err(Error::UnsupportedFeature("its driver offers no timestamp queries".into()));
     }
     let limits = wanted_limits(&adapter, options);
-    let longest_buffer = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size);
+    let longest_buffer = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size).min(LONGEST_BUFFER);
     let (device, queue) = adapter
         .request_device(&wgpu::DeviceDescriptor {
             label: Some("kinora"),
@@ -165,8 +165,7 @@ fn runtime_invocations(info: &wgpu::AdapterInfo, offered: &Limits) -> u32 {
     (8 * lanes).min(offered.max_compute_invocations_per_workgroup)
 }
 
-/// The guaranteed limits, raised only where the model needs more or where the runtime gains from it. A model may want
-/// more than there is for its largest clips alone: what a clip needs is checked when it is asked for.
+/// The guaranteed limits, raised only where the runtime gains from it.
 fn wanted_limits(adapter: &wgpu::Adapter, options: GpuOptions) -> Limits {
     let offered = adapter.limits();
     let mut limits = Limits::default();
@@ -177,10 +176,6 @@ fn wanted_limits(adapter: &wgpu::Adapter, options: GpuOptions) -> Limits {
     limits.max_compute_invocations_per_workgroup =
         limits.max_compute_invocations_per_workgroup.max(runtime_invocations(&adapter.get_info(), &offered));
     if !options.strict_limits {
-        let binding = options.max_storage_buffer_binding_size.min(offered.max_storage_buffer_binding_size);
-        let buffer = options.max_buffer_size.max(binding).min(offered.max_buffer_size);
-        limits.max_storage_buffer_binding_size = limits.max_storage_buffer_binding_size.max(binding);
-        limits.max_buffer_size = limits.max_buffer_size.max(buffer);
         limits.max_compute_workgroup_storage_size = offered.max_compute_workgroup_storage_size;
         limits.max_compute_invocations_per_workgroup = offered.max_compute_invocations_per_workgroup;
         limits.max_compute_workgroup_size_x = offered.max_compute_workgroup_size_x;

@@ -9,7 +9,7 @@ use crate::gpu::{self, GpuOptions};
 use crate::lora::Loras;
 use crate::model::layout::Part;
 use crate::model::manifest::Manifest;
-use crate::model::plan::{Limits, ModelNeeds, Residency, TextWeights};
+use crate::model::plan::{Limits, Residency, TextWeights};
 use crate::model::reader::ShardSource;
 use crate::model::shards::{ShardAssembler, verify_file};
 use crate::parts::Parts;
@@ -204,20 +204,13 @@ impl Loading {
     }
 }
 
-/// Opens a device with the limits that a model asks for, and no less than its clips need.
+/// Opens a device that can run a model. Whether a clip fits it is checked when the clip is asked for.
 pub(crate) async fn open_device(manifest: &Manifest, device: DeviceChoice) -> Result<Compute> {
-    let requires = &manifest.requires;
     match device {
         DeviceChoice::Cpu => Ok(Compute::cpu()),
         DeviceChoice::Gpu { strict_limits } => {
             gpu::fits(manifest)?;
-            let buffer = ModelNeeds::of(manifest)?.buffer;
-            gpu::open(GpuOptions {
-                strict_limits,
-                max_storage_buffer_binding_size: requires.max_storage_buffer_binding_size.max(buffer),
-                max_buffer_size: requires.max_buffer_size.max(buffer),
-            })
-            .await
+            gpu::open(GpuOptions { strict_limits }).await
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::decode::taehv::Taehv;
 use crate::denoise::wan::Wan;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
-use crate::lora::LoraId;
+use crate::lora::{Chosen, LoraId};
 use crate::model::layout::Part;
 use crate::model::manifest::Manifest;
 use crate::model::plan::{Residency, TextWeights};
@@ -25,8 +25,8 @@ pub(crate) struct Parts {
     denoiser: RefCell<Option<Rc<Wan>>>,
     autoencoder: RefCell<Option<Rc<Taehv>>>,
     storage: Option<Rc<dyn ShardSource>>,
-    /// The LoRAs that the denoiser is to have.
-    loras: Vec<(LoraId, f32)>,
+    /// The LoRAs that the denoiser has, or will have.
+    loras: Chosen,
 }
 
 impl Parts {
@@ -60,7 +60,7 @@ impl Parts {
             denoiser: RefCell::new(denoiser),
             autoencoder: RefCell::new(autoencoder),
             storage,
-            loras: Vec::new(),
+            loras: Chosen::default(),
         })
     }
 }
@@ -89,7 +89,7 @@ impl Engine {
         }
         let mut store = self.read(|name| name.starts_with(Part::Transformer.prefix())).await?;
         let mut denoiser = Wan::load(&self.manifest.transformer, &mut store)?;
-        self.loras.apply(&self.parts.loras, denoiser.linears_mut())?;
+        self.parts.loras.apply(denoiser.linears_mut());
         let denoiser = Rc::new(denoiser);
         *self.parts.denoiser.borrow_mut() = Some(denoiser.clone());
         Ok(denoiser)
@@ -133,13 +133,12 @@ impl Engine {
 
     /// Clips are made with these LoRAs from here on, whether the denoiser is there or not.
     pub(crate) fn set_loras(&mut self, loras: &[(LoraId, f32)]) -> Result<()> {
-        let denoiser = self.parts.denoiser.get_mut();
-        match denoiser.as_mut().map(Rc::get_mut) {
-            Some(Some(denoiser)) => self.loras.apply(loras, denoiser.linears_mut())?,
-            Some(None) => return Err(Error::InvalidRequest("the denoiser is in use".into())),
-            None => self.loras.apply(loras, std::iter::empty())?,
+        let chosen = self.loras.choose(loras)?;
+        if let Some(denoiser) = self.parts.denoiser.get_mut() {
+            let in_use = || Error::InvalidRequest("the denoiser is in use, change its LoRAs later".into());
+            chosen.apply(Rc::get_mut(denoiser).ok_or_else(in_use)?.linears_mut());
         }
-        self.parts.loras = loras.to_vec();
+        self.parts.loras = chosen;
         Ok(())
     }
 

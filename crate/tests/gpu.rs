@@ -6,10 +6,47 @@ mod writers;
 
 use common::{goldens, strict};
 use kinora::engine::{DeviceChoice, Engine, wait};
-use kinora::model::manifest::DType;
+use kinora::error::Error;
+use kinora::gpu::{self, GpuOptions};
+use kinora::model::manifest::{ClipSize, DType, VideoSize};
+use kinora::model::plan::{Limits, MemoryPlan, PlanRequest, Residency, Target, TextWeights};
 use kinora::model::shards::RawTensor;
 use kinora::ops::Conv;
+use kinora::pack::read_manifest;
 use kinora::selftest;
+
+/// What an adapter offers beyond that is of no use on a phone.
+#[test]
+fn no_buffer_is_longer_than_every_device_binds() {
+    for strict_limits in [true, false] {
+        match wait(gpu::open(GpuOptions { strict_limits })) {
+            Ok(compute) => assert_eq!(compute.longest_buffer, Some(128 << 20), "{}", compute.adapter),
+            Err(Error::NoAdapter(why)) => println!("skipped: no graphics adapter here ({why})"),
+            Err(error) => panic!("{error}"),
+        }
+    }
+    // A clip that would need a longer one is refused, with the clip that does not.
+    let manifest = read_manifest(&goldens().join("tiny-model")).expect("a manifest");
+    let mut large = manifest.clone();
+    let size = ClipSize { width: 4096, height: 4096, frames: 9 };
+    large.video.sizes.push(VideoSize { width: 4096, height: 4096, frames: vec![9] });
+    let asked = PlanRequest {
+        size,
+        tokens: None,
+        target: Target::Gpu,
+        text: TextWeights::Resident,
+        packed: false,
+        lora_bytes: 0,
+        residency: Residency::Together,
+    };
+    let limits = Limits { buffer: Some(gpu::LONGEST_BUFFER), ..Limits::default() };
+    let error = MemoryPlan::within(&large, &asked, &limits).expect_err("too long a buffer");
+    let text = error.to_string();
+    assert!(
+        text.contains("and the longest that is used here has 128.00 MiB") && text.contains("Choose 96x64"),
+        "{text}"
+    );
+}
 
 /// A picture of 4098 x 4096 takes more workgroups than a device has to allow in a row, 65,535.
 #[test]

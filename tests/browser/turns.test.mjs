@@ -238,7 +238,7 @@ test('on WebGPU the memory plan holds, and in turns less is there at once', { ti
 		[{ restarted: 'out-of-memory' }],
 	);
 	assert.equal(short.plan.residency, 'turns');
-	assert.match(short.words, /ran out of memory.+one after the other/);
+	assert.match(short.words, /memory ran out.+one after the other/);
 	// On one that is smaller still there is no clip, and it is not tried for ever.
 	const tiny = await onGpu('', 4e6);
 	assert.equal(tiny.made.error?.code, 'out-of-memory', tiny.made.error?.message);

@@ -6,11 +6,11 @@
  * frames; one that the manifest offers, its first if absent), `loras` (addresses of LoRA files with spaces between, each
  * with its strength behind an equals sign unless that is 1: `ink.safetensors fog.safetensors=0.6`), `device` (`auto`,
  * `webgpu` or `cpu`), `limits` (`default` asks the GPU for the WebGPU default limits only), `prompts` (address of a prompt
- * pack, in place of the one that the manifest may name), `text-encoder` (`resident`, `streamed` or `auto`), `residency` (`together`, `turns` or `auto`: whether the
- * parts of the model are in memory one after the other, as they are by themselves where memory is short), `keep-frames`
- * (`no` where the pixels of the finished clip are not wanted: they go to the video encoder as they come, and
- * `result.frames` is empty, as it is for every clip of more than 128 MiB of pixels). Events: `statechange`, `progress`,
- * `frame`, `notice`, `result`, `error`.
+ * pack, in place of the one that the manifest may name), `text-encoder` (`resident`, `streamed` or `auto`), `residency`
+ * (`together`, `turns` or `auto`: whether the parts of the model are in memory at once, or one after the other as they are
+ * by themselves where memory is short), `keep-frames` (`no` where the pixels of the finished clip are not wanted: they go
+ * to the video encoder as they come, and `result.frames` is empty, as it is for every clip of more than 128 MiB of
+ * pixels). Events: `statechange`, `progress`, `frame`, `notice`, `result`, `error`.
  */
 import { deviceOf, keepsFrames, manifestUrl, openArguments, requestOf, residencyOf } from './attributes.js';
 import { Client } from './client.js';

@@ -187,7 +187,7 @@ export function needs(download: number, memory: number | undefined, turns: boole
 export const RESTARTED = {
 	'device-lost': 'The graphics device was reset. Starting this video again.',
 	'out-of-memory':
-		'The graphics device ran out of memory. Starting this video again, with the parts of the model one after the other.',
+		'The memory ran out. Starting this video again, with the parts of the model loaded one after the other.',
 };
 
 /** @param engine bytes of the engine at most; the browser's own cache decides how long it is kept */

@@ -173,6 +173,10 @@ async function fetchPromptPack(
  * the token table a prompt needs depends on its words, so asking a server for single ones would tell it about them.
  */
 async function readShard(index: number): Promise<Uint8Array> {
+	await macrotask();
+	if (running?.signal.aborted) {
+		throw Object.assign(current(), { failure: aborted() }).failure;
+	}
 	const { manifest } = current();
 	const shard = manifest.shards[index];
 	const kept = shard && (await (await ShardStore.open()).get(shard));

@@ -31,6 +31,11 @@ pub enum DownloadError {
          hub"
     )]
     WrongSize { path: String, found: u64, listed: u64 },
+    #[error(
+        "{path} has the SHA-256 {found} and {listed} is listed; the repository has another file under that name now, or \
+         the server is not the hub"
+    )]
+    Changed { path: String, found: String, listed: String },
     #[error("{path} arrived damaged ({reason}) and was thrown away; give the command again")]
     Damaged { path: String, reason: String },
     #[error("another file is in the way, remove it or choose another --to: {}", .0.display())]

@@ -125,6 +125,12 @@ impl<'a> Item<'a> {
         {
             return Err(DownloadError::WrongSize { path: path.into(), found: bytes, listed });
         }
+        // The digest of a large file is its SHA-256.
+        if let Some(listed) = &context.remote.sha256
+            && etag != *listed
+        {
+            return Err(DownloadError::Changed { path: path.into(), found: etag, listed: listed.clone() });
+        }
         let (blob, link) = (kept.blob_path(&etag), kept.pointer_path(about.commit_hash()).join(path));
         Ok(Self { context, api: repository, path, bytes, etag, blob, link })
     }

@@ -29,9 +29,26 @@ pub type LoraId = u32;
 /// The LoRAs that an engine has on its device, whether they are in use or not.
 #[derive(Default)]
 pub(crate) struct Loras {
-    /// By handle: the change of every weight, by the weight's full name without `.weight`.
-    loaded: BTreeMap<LoraId, BTreeMap<String, Rc<LowRank>>>,
+    loaded: BTreeMap<LoraId, Rc<Changes>>,
     next: LoraId,
+}
+
+/// The change of every weight that a LoRA changes, by the weight's full name without `.weight`.
+type Changes = BTreeMap<String, Rc<LowRank>>;
+
+/// LoRAs at their strengths; those of strength 0 are left out.
+#[derive(Default)]
+pub(crate) struct Chosen(Vec<(Rc<Changes>, f32)>);
+
+impl Chosen {
+    /// Gives every layer its share, and takes away what it had.
+    pub(crate) fn apply<'a>(&self, layers: impl Iterator<Item = &'a mut Linear>) {
+        for layer in layers {
+            let share = |(lora, strength): &(Rc<Changes>, f32)| Some((lora.get(layer.name())?.clone(), *strength));
+            let shares = self.0.iter().filter_map(share).collect();
+            layer.set_low_rank(shares);
+        }
+    }
 }
 
 impl Loras {
@@ -46,25 +63,21 @@ impl Loras {
         })?;
         let id = self.next;
         self.next += 1;
-        self.loaded.insert(id, layers);
+        self.loaded.insert(id, Rc::new(layers));
         Ok(id)
     }
 
-    /// Forgets a LoRA; layers that use it keep their share of it.
+    /// Forgets a LoRA; where it is chosen it stays so.
     pub(crate) fn remove(&mut self, id: LoraId) {
         self.loaded.remove(&id);
     }
 
-    /// Gives every layer its share of the LoRAs at their strengths, and takes away what it had. Strength 0 is none.
+    /// LoRAs at their strengths.
     ///
     /// # Errors
     /// [`Error::InvalidRequest`] for a handle that does not exist, one that is there twice, and a strength that is
-    /// not finite; nothing is changed then.
-    pub(crate) fn apply<'a>(
-        &self,
-        wanted: &[(LoraId, f32)],
-        layers: impl Iterator<Item = &'a mut Linear>,
-    ) -> Result<()> {
+    /// not finite.
+    pub(crate) fn choose(&self, wanted: &[(LoraId, f32)]) -> Result<Chosen> {
         let mut used = Vec::with_capacity(wanted.len());
         for (index, &(id, strength)) in wanted.iter().enumerate() {
             let Some(lora) = self.loaded.get(&id) else {
@@ -77,17 +90,10 @@ impl Loras {
                 return Err(Error::InvalidRequest(format!("a LoRA's strength must be a number, not {strength}")));
             }
             if strength != 0.0 {
-                used.push((lora, strength));
+                used.push((lora.clone(), strength));
             }
         }
-        for layer in layers {
-            let share = |(lora, strength): &(&BTreeMap<_, Rc<LowRank>>, f32)| {
-                Some((lora.get(layer.name())?.clone(), *strength))
-            };
-            let shares = used.iter().filter_map(share).collect();
-            layer.set_low_rank(shares);
-        }
-        Ok(())
+        Ok(Chosen(used))
     }
 }
 

@@ -20,7 +20,7 @@ pub fn goldens() -> PathBuf {
 
 /// A GPU with no more than the guaranteed limits, if there is one.
 pub fn strict() -> Option<Compute> {
-    match wait(gpu::open(GpuOptions { strict_limits: true, ..GpuOptions::default() })) {
+    match wait(gpu::open(GpuOptions { strict_limits: true })) {
         Ok(compute) => {
             println!("adapter: {}", compute.adapter);
             Some(compute)

@@ -15,8 +15,8 @@ pub struct Limits {
     /// Host memory; a wasm engine has 4 GiB.
     #[serde(default)]
     pub host: Option<u64>,
-    /// One buffer of the GPU: the smaller of WebGPU's `maxBufferSize` and `maxStorageBufferBindingSize`, since every
-    /// buffer of ours is bound whole.
+    /// One buffer of the GPU: [`LONGEST_BUFFER`](crate::gpu::LONGEST_BUFFER), or less where WebGPU's `maxBufferSize` or
+    /// `maxStorageBufferBindingSize` is smaller, since every buffer of ours is bound whole.
     #[serde(default)]
     pub buffer: Option<u64>,
     /// Host and GPU memory beyond which it becomes short: nothing is refused for it, but the parts of a model take turns
@@ -34,7 +34,7 @@ impl MemoryPlan {
         let beyond = |needed: Bytes, limit: Option<u64>| limit.filter(|&limit| needed.get() > limit).map(Bytes::new);
         if let Some(limit) = beyond(self.largest_buffer, limits.buffer) {
             let needed = self.largest_buffer;
-            return Some(format!("it needs a buffer of {needed} and this graphics device has {limit} at most"));
+            return Some(format!("it needs a buffer of {needed}, and the longest that is used here has {limit}"));
         }
         if let Some(limit) = beyond(self.peak.host, limits.host) {
             let needed = self.peak.host;

@@ -282,7 +282,7 @@ impl MemoryPlan {
         let encoding = (text != TextWeights::Absent && !packed)
             .then(|| text::encoding(manifest, &weights, text, tokens, &machine));
         pages[0] = machine.pages();
-        if turns {
+        if turns || text == TextWeights::Streamed {
             machine.forget();
         }
         let mut denoising = denoiser::denoising(manifest, &weights, size, &machine, lora_bytes > 0);

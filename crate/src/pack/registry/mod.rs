@@ -64,9 +64,15 @@ pub struct Companion {
     pub repository: String,
     /// Path within the repository.
     pub file: String,
+    /// Commit of the repository, where one is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
     /// Length of the file in bytes where it is known, to the three digits that are published.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes: Option<u64>,
+    /// SHA-256 of the file in hex, where it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
     /// License.
     pub license: String,
     /// Anything else worth knowing.
@@ -146,9 +152,12 @@ pub struct Checkpoint {
     pub file: String,
     /// Commit of the repository, where one is known.
     pub revision: Option<String>,
-    /// Length of the file in bytes where it is known, to the three digits that are published.
+    /// Length of the file in bytes where it is known, at least to the three digits that are published.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes: Option<u64>,
+    /// SHA-256 of the file in hex, where it is known: holds it fast also where no revision is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
     /// License as the repository states it.
     pub license: String,
     /// `safetensors`, `pytorch` or `mlx-int8`.
@@ -158,6 +167,9 @@ pub struct Checkpoint {
     /// LoRA in the same repository that belongs to the weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lora: Option<String>,
+    /// SHA-256 of that LoRA.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora_sha256: Option<String>,
     /// Anything else worth knowing.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub note: String,
@@ -172,8 +184,10 @@ pub struct Remote {
     pub path: String,
     /// Commit of the repository, where one is known.
     pub revision: Option<String>,
-    /// Length in bytes to three digits, of a file whose length is known.
+    /// Length in bytes, at least to three digits, of a file whose length is known.
     pub bytes: Option<u64>,
+    /// SHA-256 of a file in hex, where it is known.
+    pub sha256: Option<String>,
 }
 
 impl Sampler {
@@ -280,20 +294,19 @@ impl Registry {
     /// [`Error::InvalidRequest`] naming those there are, and for a file that does not lie on the hub.
     pub fn remote(&self, id: &str) -> Result<Vec<Remote>> {
         if let Some(found) = self.checkpoints.iter().find(|checkpoint| checkpoint.id == id) {
-            let Checkpoint { repository, file, revision, bytes, lora, .. } = found;
-            let remote = |path: &String, bytes| Remote {
+            let Checkpoint { repository, file, revision, bytes, sha256, lora, lora_sha256, .. } = found;
+            let remote = |path: &String, bytes, sha256: &Option<String>| Remote {
                 repository: repository.clone(),
                 path: path.clone(),
                 revision: revision.clone(),
                 bytes,
+                sha256: sha256.clone(),
             };
             if file.is_empty() {
                 return Err(Error::InvalidRequest(format!("it is not known which file of {repository} {id} is")));
             }
-            return Ok([remote(file, *bytes)]
-                .into_iter()
-                .chain(lora.as_ref().map(|lora| remote(lora, None)))
-                .collect());
+            let lora = lora.as_ref().map(|lora| remote(lora, None, lora_sha256));
+            return Ok([remote(file, *bytes, sha256)].into_iter().chain(lora).collect());
         }
         let companions = || self.families.iter().flat_map(|family| &family.companions);
         let Some(found) = companions().find(|companion| companion.id == id) else {
@@ -302,14 +315,14 @@ impl Registry {
                 names.chain(companions().map(|companion| &companion.id)).map(String::as_str).collect();
             return Err(Error::InvalidRequest(format!("there is no model {id:?}, there are {}", names.join(", "))));
         };
-        let Companion { repository, file, bytes, note, .. } = found;
+        let Companion { repository, file, revision, bytes, sha256, note, .. } = found;
         if repository.split('/').count() != 2 {
             return Err(Error::InvalidRequest(format!(
                 "{file} lies on {repository} and not on the hub, fetch it from there ({note})"
             )));
         }
         let (repository, path) = (repository.clone(), file.clone());
-        Ok(vec![Remote { repository, path, revision: None, bytes: *bytes }])
+        Ok(vec![Remote { repository, path, revision: revision.clone(), bytes: *bytes, sha256: sha256.clone() }])
     }
 
     /// A sampler by its name.

@@ -46,6 +46,9 @@ impl fmt::Display for Registry {
             if let Some(revision) = &row.revision {
                 writeln!(f, "{:<74}revision {revision}", "")?;
             }
+            if let Some(sha256) = &row.sha256 {
+                writeln!(f, "{:<74}SHA-256 {sha256}", "")?;
+            }
             if !row.note.is_empty() {
                 writeln!(f, "{:<74}{}", "", row.note)?;
             }

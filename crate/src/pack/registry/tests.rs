@@ -51,10 +51,16 @@ fn names_lead_to_files_on_the_hub() {
         }
     }
     let base = &registry.remote("wan2.1-t2v-1.3b-base").unwrap()[..];
-    let [Remote { path, revision: Some(revision), bytes: Some(5_680_000_000), .. }] = base else { panic!("{base:?}") };
+    let [Remote { path, revision: Some(revision), bytes: Some(5_676_070_424), .. }] = base else { panic!("{base:?}") };
     assert_eq!((path.as_str(), revision.len()), ("diffusion_pytorch_model.safetensors", 40));
     let paths: Vec<String> = registry.remote("longlive").unwrap().into_iter().map(|file| file.path).collect();
     assert_eq!(paths, ["models/longlive_base.pt", "models/lora.pt"]);
+    let hex =
+        |text: &String, length| text.len() == length && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    let files: Vec<Remote> = names.iter().filter_map(|name| registry.remote(name).ok()).flatten().collect();
+    assert!(files.iter().all(|file| file.revision.as_ref().is_none_or(|commit| hex(commit, 40))));
+    assert!(files.iter().all(|file| file.sha256.as_ref().is_none_or(|digest| hex(digest, 64))));
+    assert!(files.iter().filter(|file| file.sha256.is_some()).count() >= 10);
     let unknown = registry.remote("x").unwrap_err().to_string();
     assert!(unknown.contains("longlive") && unknown.contains("umt5-tokenizer"), "{unknown}");
 }
