@@ -224,7 +224,7 @@ impl Item {
 /// A stage of making a clip and everything that is in memory at its fullest moment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Stage {
-    /// `load`, `text`, `prompt`, `denoise` or `decode`; in turns also `read denoiser` and `read decoder`.
+    /// `load`, on a GPU `self-test`, `text`, `prompt`, `denoise` or `decode`; in turns also `read denoiser` and `read decoder`.
     pub name: &'static str,
     /// What is there, the weights first.
     pub items: Vec<Item>,
