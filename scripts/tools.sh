@@ -118,8 +118,13 @@ install_browser() {
     { apt_install chromium && browser_found; } && return 0
     node_found || install_node || return 1
     install_web_packages
-    as_root env "PATH=$PATH" node "$root/web/node_modules/playwright-core/cli.js" install-deps chromium || true
-    node "$root/web/node_modules/playwright-core/cli.js" install chromium || return 1
+    local cli=$root/web/node_modules/playwright-core/cli.js log=$cache_dir/browser.log
+    say "Installing Chromium by Playwright, and what it needs"
+    as_root env "PATH=$PATH" node "$cli" install-deps chromium >"$log" 2>&1 || true
+    if ! node "$cli" install chromium >>"$log" 2>&1; then
+        tail -n 5 "$log" >&2
+        return 1
+    fi
     (cd "$root/web" && node --input-type=module \
         -e 'import { chromium } from "playwright-core"; console.log(chromium.executablePath())') >"$cache_dir/chromium-path"
 }
