@@ -38,8 +38,9 @@ impl fmt::Display for Registry {
         for row in &self.checkpoints {
             let place =
                 if row.file.is_empty() { row.repository.clone() } else { format!("{}  {}", row.repository, row.file) };
+            let size = row.bytes.map_or(String::new(), |bytes| format!("  ({:.2} GB)", bytes as f64 / 1e9));
             let sampler = row.samplers.first().map_or("", String::as_str);
-            writeln!(f, "{:<24}{:<24}{sampler:<26}{place}", row.id, row.license)?;
+            writeln!(f, "{:<24}{:<24}{sampler:<26}{place}{size}", row.id, row.license)?;
             if let Some(lora) = &row.lora {
                 writeln!(f, "{:<74}--lora {lora}", "")?;
             }
