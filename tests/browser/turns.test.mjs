@@ -109,8 +109,25 @@ test('turns need a browser that stores the model: one that does not says so', as
 	assert.equal(error?.code, 'storage', error?.message);
 	await assertFailure(page, 'storage', 'Try again');
 	assert.match(await page.locator('#failure-text').innerText(), /does not keep the model on this device/);
-	const whole = await site.open(CPU, { inject: `Object.defineProperty(self, 'caches', { value: undefined });` });
-	assert.equal((await make(whole, REQUEST)).hash, references[0]);
+	assert.deepEqual(shards(page), [], 'known before anything is fetched');
+	await page.context().close();
+	// Where it was only thought better, the model is held as a whole instead.
+	const whole = await site.open(CPU, {
+		prepare: memory(2 << 20),
+		inject: `Object.defineProperty(self, 'caches', { value: undefined });`,
+	});
+	const made = await make(whole, REQUEST);
+	assert.equal(made.hash, references[0]);
+	assert.ok(made.previews > 0);
+	assert.equal(shards(whole).length, site.tiny.manifest.shards.length, 'every shard is fetched once');
+	await whole.context().close();
+	// A disk that is full.
+	const full = await site.open(`${CPU}&residency=turns`, {
+		inject: `Cache.prototype.put = () => Promise.reject(new DOMException('full', 'QuotaExceededError'));`,
+	});
+	const { error: noRoom } = await generate(full, REQUEST);
+	assert.equal(noRoom?.code, 'storage', noRoom?.message);
+	assert.ok(shards(full).length < site.tiny.manifest.shards.length, 'the first that cannot be kept ends it');
 });
 
 test('a part that the browser has thrown away meanwhile: storage, and the next try fetches it', async () => {

@@ -25,12 +25,18 @@ export function keepsFrames(element: Element): boolean {
 	return element.getAttribute('keep-frames') !== 'no';
 }
 
-/** @param short whether the device has run out of memory before */
-export function openArguments(element: Element, device: Device, manifest: string, short: boolean): OpenArguments {
+/** @param known whether the device has run out of memory before, and whether the browser stores nothing */
+export function openArguments(
+	element: Element,
+	device: Device,
+	manifest: string,
+	known: { short: boolean; unstored: boolean },
+): OpenArguments {
 	const prompts = element.getAttribute('prompts');
 	const textEncoder = element.getAttribute('text-encoder');
 	// Beyond so many bytes the parts of a model take turns.
-	const comfortable = { auto: short ? 0 : comfortableMemory(), turns: 0, together: undefined };
+	const usual = known.short ? 0 : comfortableMemory();
+	const comfortable = { auto: known.unstored ? undefined : usual, turns: 0, together: undefined };
 	return {
 		manifestUrl: manifestUrl(element),
 		manifest,

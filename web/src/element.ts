@@ -64,6 +64,8 @@ export class KinoraVideo extends HTMLElement {
 	#stored = false;
 	/** What has run out of memory. */
 	#short: Device | undefined;
+	/** The browser stores nothing. */
+	#unstored = false;
 	#device: Device | undefined;
 	#state: State = 'idle';
 	#run: AbortController | undefined;
@@ -199,10 +201,17 @@ export class KinoraVideo extends HTMLElement {
 			const progress = new Progress();
 			const result = await this.#attempt(request, loras, signal, progress).catch((error: unknown) => {
 				// The seed makes the second run the same clip. A device that fails twice is not tried again.
-				const { code } = toKinoraError(error);
-				const short = code === 'out-of-memory' && residencyOf(this) === 'auto' && this.#short !== this.#device;
-				if ((code !== 'device-lost' && !short) || signal.aborted) {
+				const { code, retryable } = toKinoraError(error);
+				const auto = residencyOf(this) === 'auto';
+				const short = code === 'out-of-memory' && auto && this.#short !== this.#device;
+				// Memory is said to be short, and nothing can be stored: rather all of the model in memory than no clip.
+				const unstored = code === 'storage' && !retryable && auto && !this.#unstored;
+				if ((code !== 'device-lost' && !short && !unstored) || signal.aborted) {
 					throw error;
+				}
+				if (unstored) {
+					this.#unstored = true;
+					return this.#attempt(request, loras, signal, progress);
 				}
 				if (short) {
 					this.#short = this.#device;
@@ -290,10 +299,13 @@ export class KinoraVideo extends HTMLElement {
 		// Fetched now, so that a generation later needs no network at all.
 		const encoding = import('./recording.js');
 		encoding.catch(() => undefined);
-		const opened = await this.#client.open(openArguments(this, device, text, this.#short === device), {
-			signal,
-			onEvent: ({ loaded, total }) => report('engine', loaded / total),
-		});
+		const opened = await this.#client.open(
+			openArguments(this, device, text, { short: this.#short === device, unstored: this.#unstored }),
+			{
+				signal,
+				onEvent: ({ loaded, total }) => report('engine', loaded / total),
+			},
+		);
 		this.#changed = false;
 		// Before the weights as well. A browser remembers an import that failed, and a page that has been replaced meanwhile
 		// names a file that is gone: only a fresh page helps.

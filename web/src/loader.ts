@@ -39,6 +39,11 @@ export class ShardStore {
 		}
 	}
 
+	/** Whether the browser stores at all; it may still run out of space. */
+	get usable(): boolean {
+		return this.#cache !== undefined;
+	}
+
 	/** Returns whether the shard is now kept. */
 	async put(shard: FileEntry, bytes: Uint8Array): Promise<boolean> {
 		try {
@@ -83,7 +88,10 @@ export interface LoadOptions {
 	missing: readonly number[];
 	signal: AbortSignal;
 	onProgress: (loaded: number, total: number) => void;
-	/** Indices that are only stored, to be read later; those that are stored already are left alone. */
+	/**
+	 * Indices that are only stored, to be read later; those that are stored already are left alone. Where the browser
+	 * stores nothing, the first of them ends with `storage`, before anything is fetched if that is known.
+	 */
 	keep?: ReadonlySet<number>;
 	/** Hands a shard to the engine, which throws `integrity` when the bytes are not the shard's. */
 	add: (index: number, bytes: Uint8Array) => Promise<void>;
@@ -108,6 +116,11 @@ export async function loadShards(options: LoadOptions): Promise<LoadReport> {
 	const { shards, missing, onProgress, add } = options;
 	const store = await ShardStore.open();
 	const report: LoadReport = { bytes: 0, bytesFromCache: 0, stored: true };
+	const refused = () =>
+		new KinoraError('storage', 'The browser refuses to store the model, which is too large for the memory.');
+	if (options.keep?.size && !store.usable) {
+		throw refused();
+	}
 	// One failure stops the other downloads, as does the visitor.
 	const stop = new AbortController();
 	const signal = AbortSignal.any([options.signal, stop.signal]);
@@ -193,6 +206,9 @@ export async function loadShards(options: LoadOptions): Promise<LoadReport> {
 			if (cached) {
 				report.bytesFromCache += bytes.length;
 			} else if (!(await store.put(shard, bytes))) {
+				if (options.keep?.has(index)) {
+					throw refused();
+				}
 				report.stored = false;
 			}
 			// The next one starts only now, so that at most PARALLEL shards are held.

@@ -280,10 +280,6 @@ const handlers: Handlers = {
 				}
 			},
 		});
-		if ((storing || turns) && !report.stored) {
-			const what = turns ? 'model' : 'text encoder';
-			throw new KinoraError('storage', `The browser refuses to store the ${what}, which is too large for the memory.`);
-		}
 		current().encoderStored ||= storing;
 		current().partsStored ||= turns;
 		const there = { encoder: textEncoder === 'resident' || current().encoderStored, turns: current().partsStored };
