@@ -144,11 +144,16 @@ fn a_long_clip_takes_no_more(request: &GenerateRequest) {
     });
     let of = |frames: u32| {
         let request = GenerateRequest { frames: Some(frames), ..request.clone() };
-        measured(model.path(), TextWeights::Resident, None, &request).1
+        // The least of three: what threads hold at the same time depends on what else the machine does.
+        let runs = (0..3).map(|_| measured(model.path(), TextWeights::Resident, None, &request).1);
+        let least = |all: Vec<(&'static str, u64)>, run: Vec<(&'static str, u64)>| {
+            all.into_iter().zip(run).map(|((stage, one), (_, other))| (stage, one.min(other))).collect()
+        };
+        runs.reduce(least).expect("three runs")
     };
     for ((stage, short), (_, long)) in of(49).into_iter().zip(of(197)) {
         println!("{stage}: {short} bytes for 49 frames, {long} for 197");
-        assert!(long as f64 <= short as f64 * 1.1 + 4096.0, "{stage}: {short} bytes for 49 frames, {long} for 197");
+        assert!(long as f64 <= short as f64 * 1.01 + 4096.0, "{stage}: {short} bytes for 49 frames, {long} for 197");
     }
 }
 

@@ -1,7 +1,7 @@
 // What a clip will need is said before the model is fetched, and one that cannot be held is refused then.
 import assert from 'node:assert/strict';
 import { after, afterEach, before, test } from 'node:test';
-import { TINY, assertFailure, generate, make, start } from './support.mjs';
+import { TINY, assertFailure, generate, make, planned, start } from './support.mjs';
 
 const REQUEST = { prompt: 'a red ball bounces on green grass', seed: 7 };
 const CPU = `${TINY}&device=cpu`;
@@ -53,14 +53,7 @@ test('the figure follows size and device, and the engine has its own', async () 
 
 	await page.selectOption('#device', 'cpu');
 	await line(page, /about 250 MB of memory/);
-	const plan = page.evaluate(
-		() =>
-			new Promise((resolve) =>
-				document
-					.querySelector('kinora-video')
-					.addEventListener('notice', ({ detail }) => detail.plan && resolve(detail.plan)),
-			),
-	);
+	const plan = planned(page);
 	await make(page, REQUEST);
 	const { width, height, frames, download, memory, engine, gpu, largestBuffer } = await plan;
 	assert.deepEqual([width, height, frames, gpu, largestBuffer], [96, 64, 5, 0, 0]);

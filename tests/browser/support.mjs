@@ -191,6 +191,17 @@ export function cancelAt(page, stage) {
 	);
 }
 
+/** The next memory plan that the page's element tells of; call it before what causes it. */
+export const planned = (page) =>
+	page.evaluate(
+		() =>
+			new Promise((resolve) =>
+				document
+					.querySelector('kinora-video')
+					.addEventListener('notice', ({ detail }) => detail.plan && resolve(detail.plan)),
+			),
+	);
+
 /** The panel a visitor sees after a failure: a sentence with a remedy, and a button for it. */
 export async function assertFailure(page, code, button) {
 	const panel = page.locator('#failure');

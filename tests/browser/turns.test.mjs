@@ -1,7 +1,7 @@
 // Where memory is short, text encoder, denoiser and decoder take turns: the same clip, from what the browser has stored.
 import assert from 'node:assert/strict';
 import { after, afterEach, before, test } from 'node:test';
-import { TINY, assertFailure, cancelAt, generate, make, outcome, start } from './support.mjs';
+import { TINY, assertFailure, cancelAt, generate, make, outcome, planned, start } from './support.mjs';
 
 const REQUEST = { prompt: 'a red ball bounces on green grass', seed: 7 };
 const OTHER = { prompt: 'the blue bird flies over the sea', seed: 7 };
@@ -28,17 +28,6 @@ const memory = (bytes) => (context) =>
 	context.addInitScript(
 		(gibibytes) => Object.defineProperty(Navigator.prototype, 'deviceMemory', { get: () => gibibytes }),
 		bytes / 2 ** 30,
-	);
-
-/** Next plan that the element tells of. */
-const planned = (page) =>
-	page.evaluate(
-		() =>
-			new Promise((resolve) =>
-				document
-					.querySelector('kinora-video')
-					.addEventListener('notice', ({ detail }) => detail.plan && resolve(detail.plan)),
-			),
 	);
 
 const shards = (page) => page.requests.filter((url) => url.endsWith('.bin'));

@@ -4,7 +4,7 @@ import { readFile } from 'node:fs/promises';
 import { parseArgs } from 'node:util';
 import { launch } from '../../web/scripts/browser.mjs';
 import { serve } from '../../web/scripts/serve.mjs';
-import { injectIntoWorker, make, settled } from '../browser/support.mjs';
+import { injectIntoWorker, make, planned, settled } from '../browser/support.mjs';
 
 const { values } = parseArgs({
 	options: {
@@ -22,22 +22,15 @@ try {
 	const page = await context.newPage();
 	await page.goto(`${server.url}?model=full-size&device=${values.device}&residency=${values.residency}`);
 	await settled(page);
-	const planned = page.evaluate(
-		() =>
-			new Promise((resolve) =>
-				document
-					.querySelector('kinora-video')
-					.addEventListener('notice', ({ detail }) => detail.plan && resolve(detail.plan)),
-			),
-	);
+	const plan = planned(page);
 	const started = performance.now();
 	const { engine, count, hash } = await make(page, { prompt: 'a red ball', seed: 7 });
 	const seconds = Math.round((performance.now() - started) / 100) / 10;
 	const [worker] = page.workers();
 	const taken = await worker.evaluate(() => meter());
-	const { residency, engine: host, gpu } = await planned;
-	const plan = { plannedWasmMiB: Math.round(host / 2 ** 20), plannedGpuMiB: Math.round(gpu / 2 ** 20) };
-	console.log(JSON.stringify({ device: engine.device, residency, frames: count, hash, seconds, ...taken, ...plan }));
+	const { residency, engine: host, gpu } = await plan;
+	const figures = { plannedWasmMiB: Math.round(host / 2 ** 20), plannedGpuMiB: Math.round(gpu / 2 ** 20) };
+	console.log(JSON.stringify({ device: engine.device, residency, frames: count, hash, seconds, ...taken, ...figures }));
 } finally {
 	await browser.close();
 	await server.close();
