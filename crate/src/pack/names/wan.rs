@@ -57,6 +57,11 @@ mod tests {
         ] {
             assert_eq!(meaning(theirs), Meaning::Ours(ours.into()), "{theirs}");
         }
+        // TurboDiffusion's linear attention is part of what was trained: such weights are refused, not computed without.
+        assert_eq!(
+            meaning("blocks.0.self_attn.attn_op.local_attn.proj_l.weight"),
+            Meaning::Ours("blocks.0.self_attn.attn_op.local_attn.proj_l.weight".into())
+        );
         for unused in ["freqs", "accum_video_sample_counter", "blocks.0.attn1.to_gate_compress.weight"] {
             assert_eq!(meaning(unused), Meaning::Unused, "{unused}");
         }

@@ -148,14 +148,13 @@ pub struct Checkpoint {
     pub title: String,
     /// Repository on the Hugging Face hub.
     pub repository: String,
-    /// Path within the repository; empty where it is not known.
+    /// Path within the repository.
     pub file: String,
-    /// Commit of the repository, where one is known.
-    pub revision: Option<String>,
-    /// Length of the file in bytes where it is known, at least to the three digits that are published.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub bytes: Option<u64>,
-    /// SHA-256 of the file in hex, where it is known: holds it fast also where no revision is known.
+    /// Commit of the repository.
+    pub revision: String,
+    /// Length of the file in bytes, at least to the three digits that are published.
+    pub bytes: u64,
+    /// SHA-256 of the file in hex, where it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
     /// License as the repository states it.
@@ -167,6 +166,9 @@ pub struct Checkpoint {
     /// LoRA in the same repository that belongs to the weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lora: Option<String>,
+    /// Length of that LoRA in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora_bytes: Option<u64>,
     /// SHA-256 of that LoRA.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lora_sha256: Option<String>,
@@ -294,19 +296,16 @@ impl Registry {
     /// [`Error::InvalidRequest`] naming those there are, and for a file that does not lie on the hub.
     pub fn remote(&self, id: &str) -> Result<Vec<Remote>> {
         if let Some(found) = self.checkpoints.iter().find(|checkpoint| checkpoint.id == id) {
-            let Checkpoint { repository, file, revision, bytes, sha256, lora, lora_sha256, .. } = found;
+            let Checkpoint { repository, file, revision, bytes, sha256, lora, lora_bytes, lora_sha256, .. } = found;
             let remote = |path: &String, bytes, sha256: &Option<String>| Remote {
                 repository: repository.clone(),
                 path: path.clone(),
-                revision: revision.clone(),
+                revision: Some(revision.clone()),
                 bytes,
                 sha256: sha256.clone(),
             };
-            if file.is_empty() {
-                return Err(Error::InvalidRequest(format!("it is not known which file of {repository} {id} is")));
-            }
-            let lora = lora.as_ref().map(|lora| remote(lora, None, lora_sha256));
-            return Ok([remote(file, *bytes, sha256)].into_iter().chain(lora).collect());
+            let lora = lora.as_ref().map(|lora| remote(lora, *lora_bytes, lora_sha256));
+            return Ok([remote(file, Some(*bytes), sha256)].into_iter().chain(lora).collect());
         }
         let companions = || self.families.iter().flat_map(|family| &family.companions);
         let Some(found) = companions().find(|companion| companion.id == id) else {

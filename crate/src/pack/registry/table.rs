@@ -36,17 +36,14 @@ impl fmt::Display for Registry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{:<24}{:<24}{:<26}where", "checkpoint", "licence", "--sampler")?;
         for row in &self.checkpoints {
-            let place =
-                if row.file.is_empty() { row.repository.clone() } else { format!("{}  {}", row.repository, row.file) };
-            let size = row.bytes.map_or(String::new(), |bytes| format!("  ({:.2} GB)", bytes as f64 / 1e9));
+            let size = |bytes: u64| format!("({:.2} GB)", bytes as f64 / 1e9);
+            let place = format!("{}  {}  {}", row.repository, row.file, size(row.bytes));
             let sampler = row.samplers.first().map_or("", String::as_str);
-            writeln!(f, "{:<24}{:<24}{sampler:<26}{place}{size}", row.id, row.license)?;
+            writeln!(f, "{:<24}{:<24}{sampler:<26}{place}", row.id, row.license)?;
             if let Some(lora) = &row.lora {
-                writeln!(f, "{:<74}--lora {lora}", "")?;
+                writeln!(f, "{:<74}--lora {lora}  {}", "", row.lora_bytes.map_or(String::new(), size))?;
             }
-            if let Some(revision) = &row.revision {
-                writeln!(f, "{:<74}revision {revision}", "")?;
-            }
+            writeln!(f, "{:<74}revision {}", "", row.revision)?;
             if let Some(sha256) = &row.sha256 {
                 writeln!(f, "{:<74}SHA-256 {sha256}", "")?;
             }
