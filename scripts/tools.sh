@@ -4,6 +4,7 @@
 rust_needed=1.95
 node_needed=20.10
 node_fallback=22.23.3 # from npm, where the distribution's own is older than node_needed
+npm_chromium=147.0.0  # of @sparticuz/chromium, where neither apt nor Playwright has one
 wasm_target=wasm32-unknown-unknown
 rustup_failed=$cache_dir/rustup-has-no-wasm-target
 apt_updated=
@@ -114,19 +115,34 @@ install_node() {
 }
 
 install_browser() {
-    # On Ubuntu the package is a snap that many machines cannot run; Playwright's build is the way out.
+    # On Ubuntu the package is a snap that many machines cannot run; Playwright's build is the way out, and npm's where
+    # its servers are out of reach.
     { apt_install chromium && browser_found; } && return 0
     node_found || install_node || return 1
     install_web_packages
     local cli=$root/web/node_modules/playwright-core/cli.js log=$cache_dir/browser.log
     say "Installing Chromium by Playwright, and what it needs"
     as_root env "PATH=$PATH" node "$cli" install-deps chromium >"$log" 2>&1 || true
-    if ! node "$cli" install chromium >>"$log" 2>&1; then
-        tail -n 5 "$log" >&2
-        return 1
+    if node "$cli" install chromium >>"$log" 2>&1; then
+        (cd "$root/web" && node --input-type=module \
+            -e 'import { chromium } from "playwright-core"; console.log(chromium.executablePath())') >"$cache_dir/chromium-path"
+        return 0
     fi
-    (cd "$root/web" && node --input-type=module \
-        -e 'import { chromium } from "playwright-core"; console.log(chromium.executablePath())') >"$cache_dir/chromium-path"
+    say "Playwright's Chromium cannot be had (the reason is in $log); installing one from npm"
+    install_npm_browser >>"$log" 2>&1 || { tail -n 5 "$log" >&2 && return 1; }
+}
+
+# Chromium as a package of npm, for x86-64: headless only, with SwiftShader beside it.
+install_npm_browser() {
+    local package=$cache_dir/chromium-package folder=$cache_dir/chromium
+    [[ $(uname -m) == x86_64 ]] || { say "@sparticuz/chromium has no build for $(uname -m)" && return 1; }
+    npm install --loglevel=error --no-save --no-audit --no-fund --ignore-scripts --prefix "$package" \
+        "@sparticuz/chromium@$npm_chromium" || return 1
+    mkdir -p "$folder"
+    # It unpacks itself into the folder for temporary files.
+    (cd "$package" && TMPDIR=$folder node --input-type=module \
+        -e 'import chromium from "@sparticuz/chromium"; console.log(await chromium.executablePath())') \
+        >"$cache_dir/chromium-path"
 }
 
 install_python() {
