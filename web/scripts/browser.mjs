@@ -21,7 +21,13 @@ const ARGUMENTS = [
 	'--disable-dev-shm-usage',
 ];
 // A real GPU is only offered to headless Chromium on Linux when Vulkan is asked for.
-const HARDWARE = ['--enable-features=Vulkan', '--use-angle=vulkan', '--ignore-gpu-blocklist'];
+const HARDWARE = [
+	'--enable-features=Vulkan',
+	'--use-angle=vulkan',
+	// Few drivers have surfaces for headless programs; Chromium gives up the whole driver where it asks for one in vain.
+	'--disable-vulkan-surface',
+	'--ignore-gpu-blocklist',
+];
 const SOFTWARE = ['--use-webgpu-adapter=swiftshader'];
 
 export function findChromium() {
