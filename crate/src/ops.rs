@@ -1,5 +1,6 @@
 //! The operations the models are built from, each with a CPU form made of burn's own operations (which is the
-//! definition of what it computes) and a GPU form with a kernel from [`crate::kernels`].
+//! definition of what it computes) and a GPU form with a kernel from [`crate::kernels`]. The CPU's 3x3 convolutions have
+//! a kernel of ours as well.
 //!
 //! One clip at a time: tokens are `[tokens, channels]`, frames `[1, channels, height, width]`.
 
@@ -13,6 +14,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use crate::compute::{Compute, Kind};
 use crate::error::{Error, Result};
+use crate::kernels::winograd::{self, Conv3x3, Planes};
 use crate::kernels::{AttentionSpec, ConvSpec, GpuKernels, LinearSpec, NormSpec, conv_weights};
 use crate::model::quant;
 use crate::model::shards::RawTensor;
@@ -320,6 +322,9 @@ pub struct Conv {
 /// `[out, in, kernel, kernel]`, or what [`conv_weights`] makes of it.
 enum ConvWeight {
     Cpu(Tensor<4>),
+    /// 3x3 with stride 1 on the CPU. Transformed for each use, which takes little of its time; kept so, weights would take
+    /// 16/9 of their memory.
+    Winograd(Vec<f32>),
     Gpu(Tensor<1>),
 }
 
@@ -331,6 +336,7 @@ impl Conv {
         };
         let shape = [out_channels, input, kernel, kernel];
         let weight = match compute.kind {
+            Kind::Cpu if kernel == 3 && stride == 1 => ConvWeight::Winograd(weight.to_f32()?),
             Kind::Cpu => ConvWeight::Cpu(compute.upload(weight)?.reshape(shape)),
             Kind::Gpu => {
                 let values = conv_weights(&weight.to_f32()?, shape);
@@ -363,6 +369,9 @@ impl Conv {
     ) -> Tensor<4> {
         let weight = match &self.weight {
             ConvWeight::Cpu(weight) => weight,
+            ConvWeight::Winograd(weight) => {
+                return self.winograd(weight, compute, x, second, residual, upsample, rectify);
+            }
             ConvWeight::Gpu(weight) => {
                 let [no_second, no_residual] = compute.nothing.each_ref().map(|one| one.clone().reshape([1, 1, 1, 1]));
                 let spec = ConvSpec {
@@ -401,5 +410,52 @@ impl Conv {
             y = y + residual;
         }
         if rectify { relu(y) } else { y }
+    }
+
+    /// [`Self::forward`] by [`winograd`].
+    #[allow(clippy::too_many_arguments)]
+    fn winograd(
+        &self,
+        weight: &[f32],
+        compute: &Compute,
+        x: Tensor<4>,
+        second: Option<Tensor<4>>,
+        residual: Option<Tensor<4>>,
+        upsample: bool,
+        relu: bool,
+    ) -> Tensor<4> {
+        let [_, _, height, width] = x.dims();
+        let given: Vec<(usize, Values)> =
+            [Some(x), second].into_iter().flatten().map(|x| (x.dims()[1], Values(x.into_data()))).collect();
+        let inputs: Vec<Planes> =
+            given.iter().map(|(channels, values)| Planes { values: values.as_ref(), channels: *channels }).collect();
+        let residual = residual.map(|residual| Values(residual.into_data()));
+        let bias = self.has_bias.then(|| Values(self.bias.to_data()));
+        let conv = Conv3x3 {
+            inputs: &inputs,
+            size: [height, width],
+            upsample,
+            out_channels: self.out_channels,
+            bias: bias.as_ref().map(AsRef::as_ref),
+            residual: residual.as_ref().map(AsRef::as_ref),
+            relu,
+        };
+        let (count, channels) = (winograd::products(upsample), weight.len() / (9 * self.out_channels));
+        let weight =
+            compute.tensor(winograd::transformed_weights(weight, upsample), [count, self.out_channels, channels]);
+        let out = conv.run(|values, tiles| {
+            Values(weight.clone().matmul(compute.tensor(values, [count, channels, tiles])).into_data())
+        });
+        let [height, width] = conv.made();
+        compute.tensor(out, [1, self.out_channels, height, width])
+    }
+}
+
+/// Values of a tensor of the CPU device, where they are: a `Vec` would be a copy of those that burn has laid out.
+struct Values(TensorData);
+
+impl AsRef<[f32]> for Values {
+    fn as_ref(&self) -> &[f32] {
+        self.0.as_slice().expect("the engine's floats are f32")
     }
 }

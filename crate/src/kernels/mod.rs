@@ -1,4 +1,4 @@
-//! Hand-written WGSL kernels for the hot operations on a GPU.
+//! Hand-written kernels for the hot operations: WGSL for a GPU, and the CPU's 3x3 convolution.
 //!
 //! burn's own kernels are right for element-wise work, but without autotune its matmul can ask for more workgroup
 //! memory than WebGPU guarantees, its attention stores the whole score matrix and its convolution is the naive one.
@@ -10,6 +10,7 @@ mod cache;
 mod conv2d;
 mod launch;
 mod linear;
+pub(crate) mod winograd;
 
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, Cube, backend_extension};

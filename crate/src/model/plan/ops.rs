@@ -3,10 +3,12 @@
 //! On a GPU every operation has a kernel that writes one new tensor (`kernels/mod.rs`); a sum or product goes into an
 //! operand that nobody else holds. On the CPU this follows burn-flex 0.22: a sum or product goes into an operand that
 //! nobody else holds; a matrix product packs parts of its operands (`gemm`); softmax and concatenation write new
-//! tensors; a convolution turns its input to channels-last, its weight likewise, and works in tiles of 512 pixels.
+//! tensors; a convolution turns its input to channels-last, its weight likewise, and works in tiles of 512 pixels. The 3x3
+//! convolutions of stride 1 are our own (`kernels/winograd.rs`).
 
 use std::rc::Rc;
 
+use crate::kernels::winograd;
 use crate::model::plan::bytes::{Bytes, Held, Walk};
 use crate::model::plan::weights::Matrix;
 use crate::ops::TILE_BYTES;
@@ -137,6 +139,20 @@ impl Walk {
             return (made, self.hold(made.bytes()));
         }
         let channels = if second.is_some() { 2 * frame.channels } else { frame.channels };
+        if kernel == 3 && stride == 1 {
+            // One of the inputs, or the residual, is held elsewhere too and copied.
+            let copied = self.hold(frame.bytes());
+            let products = winograd::products(upsample) as u64;
+            let weights = self.hold(Bytes::f32s(&[products, out, channels]));
+            let result = self.hold(made.bytes());
+            let rows = [made.height, made.width].map(|length| length.div_ceil(2) as usize);
+            let tiles = winograd::strip(channels as usize, upsample, rows) as u64;
+            let packed = self.gemm(out, tiles, channels) * self.target.threads().min(products);
+            // burn-flex makes the room of a batched product twice for a moment.
+            self.during(Bytes::f32s(&[products, channels + 2 * out, tiles]) + packed);
+            drop((copied, weights, x, second));
+            return (made, result);
+        }
         let input = Frame { channels, height, width }.bytes();
         let mut given: (Option<_>, Option<Held>) = (Some(x), None);
         if let Some(second) = second {
