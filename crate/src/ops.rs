@@ -7,13 +7,14 @@
 use std::rc::Rc;
 
 use burn::backend::Dispatch;
-use burn::tensor::activation::{gelu_approximate, relu, silu, softmax};
+use burn::tensor::activation::{relu, silu};
 use burn::tensor::module::conv2d as burn_conv2d;
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use crate::compute::{Compute, Kind};
 use crate::error::{Error, Result};
+use crate::kernels::activation::{gelu, softmax};
 use crate::kernels::winograd::{self, Conv3x3, Planes};
 use crate::kernels::{AttentionSpec, ConvSpec, GpuKernels, LinearSpec, NormSpec, conv_weights};
 use crate::model::quant;
@@ -168,7 +169,11 @@ impl Linear {
         }
         match activation {
             Activation::None => y,
-            Activation::Gelu => gelu_approximate(y),
+            Activation::Gelu => {
+                let mut values = Values(y.into_data());
+                gelu(values.as_mut());
+                Tensor::from_data(values.0, &self.bias.device())
+            }
             Activation::Silu => silu(y),
         }
     }
@@ -232,7 +237,10 @@ pub fn attention(
             if let Some(bias) = &bias {
                 scores = scores + bias.clone().slice([0..heads, first..last]);
             }
-            softmax(scores, 2).matmul(v.clone()).swap_dims(0, 1).reshape([last - first, width])
+            let mut values = Values(scores.into_data());
+            softmax(values.as_mut(), keys);
+            let scores: Tensor<3> = Tensor::from_data(values.0, &compute.device);
+            scores.matmul(v.clone()).swap_dims(0, 1).reshape([last - first, width])
         })
         .collect();
     Tensor::cat(parts, 0)
@@ -457,5 +465,11 @@ struct Values(TensorData);
 impl AsRef<[f32]> for Values {
     fn as_ref(&self) -> &[f32] {
         self.0.as_slice().expect("the engine's floats are f32")
+    }
+}
+
+impl AsMut<[f32]> for Values {
+    fn as_mut(&mut self) -> &mut [f32] {
+        self.0.as_mut_slice().expect("the engine's floats are f32")
     }
 }

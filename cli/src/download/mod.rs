@@ -1,11 +1,12 @@
 //! `kinora download`
 
+use std::fs;
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
 use hf_hub::Cache;
-use kinora::pack::registry::registry;
+use kinora::pack::registry::{Registry, registry};
 
 use crate::files::print;
 use hub::Hub;
@@ -31,6 +32,9 @@ pub struct Download {
     /// Directory for the files; without it one of that name is made here
     #[arg(long = "to", value_name = "DIR")]
     to: Option<PathBuf>,
+    /// A list of your own in the form of `kinora models --json`, for checkpoints that are not in ours
+    #[arg(long, value_name = "FILE")]
+    list: Option<PathBuf>,
     /// Address of a mirror of the hub
     #[arg(long, value_name = "URL")]
     endpoint: Option<String>,
@@ -38,7 +42,13 @@ pub struct Download {
 
 impl Download {
     pub fn run(self) -> Result<()> {
-        let remotes = registry()?.remote(&self.name)?;
+        let remotes = match &self.list {
+            Some(path) => {
+                let text = fs::read_to_string(path).with_context(|| format!("{} cannot be read", path.display()))?;
+                Registry::parse(&text)?.remote(&self.name)?
+            }
+            None => registry()?.remote(&self.name)?,
+        };
         let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
         let endpoint = self.endpoint.or_else(|| variable("HF_ENDPOINT")).unwrap_or_else(|| HUB.into());
         let token = variable("HF_TOKEN").or_else(|| Cache::from_env().token());

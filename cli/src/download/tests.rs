@@ -35,12 +35,12 @@ impl Drop for Folder {
 /// What the command makes of a list with this one checkpoint.
 fn entry(file: &str, revision: Option<&str>, bytes: Option<u64>) -> Remote {
     let checkpoint = serde_json::json!({
-        "id": "made-up", "title": "Made up", "repository": "someone/something", "file": file, "revision": revision,
-        "bytes": bytes, "license": "CC0-1.0", "format": "safetensors", "samplers": []
+        "id": "made-up", "title": "Made up", "repository": "someone/something", "file": file, "revision": COMMIT,
+        "bytes": 1, "license": "CC0-1.0", "format": "safetensors", "samplers": []
     });
-    let list = serde_json::json!({"families": [], "samplers": [], "checkpoints": [checkpoint]});
-    let registry: Registry = serde_json::from_value(list).unwrap();
-    registry.remote("made-up").unwrap().remove(0)
+    let list = serde_json::json!({"checkpoints": [checkpoint]}).to_string();
+    let listed = Registry::parse(&list).unwrap().remote("made-up").unwrap().remove(0);
+    Remote { revision: revision.map(str::to_owned), bytes, ..listed }
 }
 
 fn plan(files: &[(&str, Vec<u8>)]) -> Plan {

@@ -1,10 +1,11 @@
-//! Hand-written kernels for the hot operations: WGSL for a GPU, and the CPU's 3x3 convolution.
+//! Hand-written kernels for the hot operations: WGSL for a GPU; the 3x3 convolution, GELU and softmax for the CPU.
 //!
 //! burn's own kernels are right for element-wise work, but without autotune its matmul can ask for more workgroup
 //! memory than WebGPU guarantees, its attention stores the whole score matrix and its convolution is the naive one.
 //! These need no subgroups, at most 16 KiB of workgroup memory, 256 invocations and 7 storage buffers, so they run on
 //! every WebGPU device. The CPU counterparts that define what each must compute are in [`crate::ops`].
 
+pub(crate) mod activation;
 mod attention;
 mod cache;
 mod conv2d;

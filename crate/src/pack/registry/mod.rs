@@ -21,8 +21,10 @@ mod table;
 #[serde(deny_unknown_fields)]
 pub struct Registry {
     /// Architectures, each with its configuration.
+    #[serde(default)]
     pub families: Vec<Family>,
     /// Step tables.
+    #[serde(default)]
     pub samplers: Vec<Sampler>,
     /// Published weights.
     pub checkpoints: Vec<Checkpoint>,
@@ -256,6 +258,20 @@ pub struct PackedSizes {
 }
 
 impl Registry {
+    /// A list of one's own in the form of `kinora models --json`; families, samplers and sizes may be missing.
+    ///
+    /// # Errors
+    /// [`Error::InvalidRequest`] saying where the text is wrong.
+    pub fn parse(text: &str) -> Result<Self> {
+        let wrong =
+            |error: serde_json::Error| Error::InvalidRequest(format!("the list of models cannot be read, {error}"));
+        let mut list: Value = serde_json::from_str(text).map_err(wrong)?;
+        if let Some(list) = list.as_object_mut() {
+            list.remove("sizes");
+        }
+        serde_json::from_value(list).map_err(wrong)
+    }
+
     /// What every family takes up in the formats that a browser can be given.
     ///
     /// # Errors
