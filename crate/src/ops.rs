@@ -448,11 +448,16 @@ impl Conv {
             residual: residual.as_ref().map(AsRef::as_ref),
             relu,
         };
-        let (count, channels) = (winograd::products(upsample), weight.len() / (9 * self.out_channels));
-        let weight =
-            compute.tensor(winograd::transformed_weights(weight, upsample), [count, self.out_channels, channels]);
-        let out = conv.run(|values, tiles| {
-            Values(weight.clone().matmul(compute.tensor(values, [count, channels, tiles])).into_data())
+        let channels = weight.len() / (9 * self.out_channels);
+        // One by one: a product of all would be shared out among cores that have strips of their own to work on.
+        let weights: Vec<Tensor<2>> = winograd::transformed_weights(weight, upsample)
+            .into_iter()
+            .map(|weight| compute.tensor(weight, [self.out_channels, channels]))
+            .collect();
+        let device = &compute.device;
+        let out = conv.run(|index, values, tiles| {
+            let values: Tensor<2> = Tensor::from_data(TensorData::new(values, [channels, tiles]), device);
+            Values(weights[index].clone().matmul(values).into_data())
         });
         let [height, width] = conv.made();
         compute.tensor(out, [1, self.out_channels, height, width])

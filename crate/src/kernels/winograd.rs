@@ -47,19 +47,18 @@ pub(crate) fn strip(channels: usize, upsample: bool, [rows, columns]: [usize; 2]
     (fitting / columns.max(1)).clamp(1, rows.max(1)) * columns
 }
 
-/// Weights `[out, input, 3, 3]` -> `[products, out, input]`.
-pub(crate) fn transformed_weights(weights: &[f32], upsample: bool) -> Vec<f32> {
+/// Weights `[out, input, 3, 3]` -> `[out, input]` for each product.
+pub(crate) fn transformed_weights(weights: &[f32], upsample: bool) -> Vec<Vec<f32>> {
     let pairs = weights.len() / 9;
-    let mut made = vec![0.0; products(upsample) * pairs];
+    let mut made = vec![vec![0.0; pairs]; products(upsample)];
     let along = |[a, b, c]: [f32; 3]| [a, 0.5 * (a + b + c), 0.5 * (a - b + c), c];
     for (pair, tap) in weights.chunks_exact(9).enumerate() {
         let columns: [[f32; 4]; 3] = std::array::from_fn(|x| along([tap[x], tap[3 + x], tap[6 + x]]));
-        let mut at = pair;
+        let mut made = made.iter_mut();
         for &y in kept(upsample) {
             let row = along([columns[0][y], columns[1][y], columns[2][y]]);
-            for &x in kept(upsample) {
-                made[at] = row[x];
-                at += pairs;
+            for (&x, made) in kept(upsample).iter().zip(&mut made) {
+                made[pair] = row[x];
             }
         }
     }
@@ -81,27 +80,39 @@ impl Conv3x3<'_> {
         self.made().map(|length| length.div_ceil(2))
     }
 
-    /// The convolution. `multiply` gets transformed inputs `[products, channels, tiles]` and the number of tiles, and
-    /// returns their products with the transformed weights, `[products, out_channels, tiles]`.
-    pub(crate) fn run<P: AsRef<[f32]>>(&self, multiply: impl Fn(Vec<f32>, usize) -> P) -> Vec<f32> {
+    /// The convolution. `multiply` gets the number of a product, transformed inputs `[channels, tiles]` and the number of
+    /// tiles, and returns the product of that number's transformed weights with them, `[out_channels, tiles]`.
+    pub(crate) fn run<P: AsRef<[f32]>>(&self, multiply: impl Fn(usize, Vec<f32>, usize) -> P + Sync) -> Vec<f32> {
         let [height, width] = self.made();
         let [rows, columns] = self.tiles();
+        let at_once = (strip(self.channels(), self.upsample, [rows, columns]) / columns.max(1)).max(1);
+        let strips: Vec<_> = (0..rows).step_by(at_once).map(|first| first..(first + at_once).min(rows)).collect();
         let mut out = vec![0.0; self.out_channels * height * width];
-        let at_once = strip(self.channels(), self.upsample, [rows, columns]) / columns.max(1);
-        for first in (0..rows).step_by(at_once.max(1)) {
-            let last = (first + at_once).min(rows);
-            let tiles = (last - first) * columns;
-            let products = multiply(self.transform(first..last), tiles);
-            self.finish(products.as_ref(), first..last, &mut out);
-        }
+        in_parallel(
+            strips.len(),
+            |index| {
+                let rows = strips[index].clone();
+                let tiles = rows.len() * columns;
+                let inputs = self.transform(rows.clone()).into_iter().enumerate();
+                let products: Vec<P> = inputs.map(|(index, values)| multiply(index, values, tiles)).collect();
+                self.finish(&products, rows)
+            },
+            |index, part| {
+                let (first, length) = (2 * strips[index].start * width, part.len() / self.out_channels.max(1));
+                for (channel, part) in part.chunks_exact(length.max(1)).enumerate() {
+                    let at = channel * height * width + first;
+                    out[at..at + length].copy_from_slice(part);
+                }
+            },
+        );
         out
     }
 
-    /// Inputs of some rows of tiles, `[products, channels, tiles]`.
-    fn transform(&self, rows: std::ops::Range<usize>) -> Vec<f32> {
+    /// Inputs of some rows of tiles, `[channels, tiles]` for each product.
+    fn transform(&self, rows: std::ops::Range<usize>) -> Vec<Vec<f32>> {
         let ([height, width], [_, columns]) = (self.size, self.tiles());
         let (channels, tiles, kept) = (self.channels(), rows.len() * columns, kept(self.upsample));
-        let mut made = vec![0.0; products(self.upsample) * channels * tiles];
+        let mut made = vec![vec![0.0; channels * tiles]; products(self.upsample)];
         let nothing = vec![0.0; width];
         let mut mixed = vec![0.0; width];
         let [mut even, mut odd] = [(); 2].map(|()| vec![0.0; columns + 1]);
@@ -120,8 +131,8 @@ impl Conv3x3<'_> {
                     vertical(&source, y, &mut mixed);
                     self.split(&mixed, &mut even, &mut odd);
                     for (across, &x) in kept.iter().enumerate() {
-                        let plane = (down * kept.len() + across) * channels + channel;
-                        let at = plane * tiles + index * columns;
+                        let at = channel * tiles + index * columns;
+                        let made = &mut made[down * kept.len() + across];
                         horizontal(&even, &odd, x, &mut made[at..at + columns]);
                     }
                 }
@@ -146,42 +157,39 @@ impl Conv3x3<'_> {
         }
     }
 
-    /// Outputs of some rows of tiles from `[products, out_channels, tiles]`.
-    fn finish(&self, products: &[f32], rows: std::ops::Range<usize>, out: &mut [f32]) {
+    /// Outputs of some rows of tiles, `[out_channels, rows of pixels, width]`, from `[out_channels, tiles]` of each product.
+    fn finish<P: AsRef<[f32]>>(&self, products: &[P], rows: std::ops::Range<usize>) -> Vec<f32> {
         let ([height, width], [_, columns]) = (self.made(), self.tiles());
         let (tiles, side) = (rows.len() * columns, kept(self.upsample).len());
         let mut sums = vec![vec![0.0; columns]; side];
         let mut line = vec![0.0; 2 * columns];
+        let pixels = 2 * rows.start..(2 * rows.end).min(height);
+        let mut out = Vec::with_capacity(self.out_channels * pixels.len() * width);
         for channel in 0..self.out_channels {
             let bias = self.bias.map_or(0.0, |bias| bias[channel]);
-            for (index, row) in rows.clone().enumerate() {
+            for y in pixels.clone() {
                 let product = |down: usize, across: usize| {
-                    let at = ((down * side + across) * self.out_channels + channel) * tiles + index * columns;
-                    &products[at..at + columns]
+                    let at = channel * tiles + (y / 2 - rows.start) * columns;
+                    &products[down * side + across].as_ref()[at..at + columns]
                 };
-                for below in 0..2.min(height - 2 * row) {
-                    for (across, sum) in sums.iter_mut().enumerate() {
-                        let [first, second, third, fourth] = self.four(|down| product(down, across));
-                        combine([first, second, third, fourth], below, sum);
+                for (across, sum) in sums.iter_mut().enumerate() {
+                    combine(self.four(|down| product(down, across)), y % 2, sum);
+                }
+                interleave(self.four(|across| &sums[across][..]), bias, &mut line);
+                let at = out.len();
+                match self.residual {
+                    Some(residual) => {
+                        let residual = &residual[(channel * height + y) * width..];
+                        out.extend(line[..width].iter().zip(residual).map(|(line, residual)| line + residual));
                     }
-                    let four = self.four(|across| &sums[across][..]);
-                    interleave(four, bias, &mut line);
-                    let at = (channel * height + 2 * row + below) * width;
-                    let target = &mut out[at..at + width];
-                    match self.residual {
-                        Some(residual) => {
-                            for ((target, line), residual) in target.iter_mut().zip(&line).zip(&residual[at..]) {
-                                *target = line + residual;
-                            }
-                        }
-                        None => target.copy_from_slice(&line[..width]),
-                    }
-                    if self.relu {
-                        target.iter_mut().for_each(|value| *value = value.max(0.0));
-                    }
+                    None => out.extend_from_slice(&line[..width]),
+                }
+                if self.relu {
+                    out[at..].iter_mut().for_each(|value| *value = value.max(0.0));
                 }
             }
         }
+        out
     }
 
     /// The four values along an axis; the third is empty where it is nothing.
@@ -190,6 +198,39 @@ impl Conv3x3<'_> {
             true => [value(0), value(1), &[], value(2)],
             false => [value(0), value(1), value(2), value(3)],
         }
+    }
+}
+
+/// Does `work` for every index below `count` and gives each result to `place`, in any order. Natively on all cores, each
+/// of which holds one piece of work at a time.
+#[cfg(not(target_family = "wasm"))]
+fn in_parallel<T: Send>(count: usize, work: impl Fn(usize) -> T + Sync, place: impl FnMut(usize, T) + Send) {
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+    let (next, place) = (AtomicUsize::new(0), Mutex::new(place));
+    let one_by_one = || {
+        loop {
+            let index = next.fetch_add(1, Relaxed);
+            if index >= count {
+                break;
+            }
+            let result = work(index);
+            // A lock is poisoned where another thread has panicked, which ends this one too.
+            place.lock().expect("no thread has panicked")(index, result);
+        }
+    };
+    rayon::scope(|scope| {
+        for _ in 1..rayon::current_num_threads().min(count) {
+            scope.spawn(|_| one_by_one());
+        }
+        one_by_one();
+    });
+}
+
+#[cfg(target_family = "wasm")]
+fn in_parallel<T>(count: usize, work: impl Fn(usize) -> T, mut place: impl FnMut(usize, T)) {
+    for index in 0..count {
+        place(index, work(index));
     }
 }
 
@@ -301,13 +342,12 @@ mod tests {
         out
     }
 
-    fn product(u: &[f32], v: &[f32], [count, out, channels, tiles]: [usize; 4]) -> Vec<f32> {
-        let mut made = vec![0.0; count * out * tiles];
+    fn product(u: &[f32], v: &[f32], [out, channels, tiles]: [usize; 3]) -> Vec<f32> {
+        let mut made = vec![0.0; out * tiles];
         for (row, line) in made.chunks_exact_mut(tiles).enumerate() {
             for c in 0..channels {
                 let weight = u[row * channels + c];
-                let at = (row / out * channels + c) * tiles;
-                line.iter_mut().zip(&v[at..]).for_each(|(sum, value)| *sum += weight * value);
+                line.iter_mut().zip(&v[c * tiles..]).for_each(|(sum, value)| *sum += weight * value);
             }
         }
         made
@@ -347,7 +387,7 @@ mod tests {
                     relu: whole,
                 };
                 let u = transformed_weights(&weights, upsample);
-                let found = conv.run(|v, tiles| product(&u, &v, [products(upsample), out, channels, tiles]));
+                let found = conv.run(|index, v, tiles| product(&u[index], &v, [out, channels, tiles]));
                 let wanted = expected(&conv, &weights);
                 let largest = wanted.iter().fold(0.0f32, |most, value| most.max(value.abs()));
                 for (found, wanted) in found.iter().zip(&wanted) {

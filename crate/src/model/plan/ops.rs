@@ -147,9 +147,10 @@ impl Walk {
             let result = self.hold(made.bytes());
             let rows = [made.height, made.width].map(|length| length.div_ceil(2) as usize);
             let tiles = winograd::strip(channels as usize, upsample, rows) as u64;
-            let packed = self.gemm(out, tiles, channels) * self.target.threads().min(products);
-            // burn-flex makes the room of a batched product twice for a moment.
-            self.during(Bytes::f32s(&[products, channels + 2 * out, tiles]) + packed);
+            let strip = Bytes::f32s(&[products, channels + out, tiles]) + Bytes::f32s(&[out, tiles, 4]);
+            let strips = (rows[0] * rows[1]).div_ceil(tiles.max(1) as usize) as u64;
+            let at_once = self.target.threads().min(strips);
+            self.during(strip * at_once + self.gemm(out, tiles, channels) * self.target.threads());
             drop((copied, weights, x, second));
             return (made, result);
         }
