@@ -13,7 +13,7 @@ from pathlib import Path
 # What a model is: the world it shows, the sizes of its clips and its three networks.
 MEADOW = {
     "world": "meadow",
-    "video": {"sizes": [[128, 128]], "frames": 17, "fps": 12, "caption_tokens": 28, "probed": 64},
+    "video": {"sizes": [[128, 128]], "frames": 17, "fps": 12, "caption_tokens": 28},
     "autoencoder": {
         "kind": "taehv",
         "image_channels": 3,
@@ -54,12 +54,16 @@ MEADOW = {
         "cross_attn_norm": True,
         "rope_max_seq_len": 1024,
     },
+    # pixels along the side of what it sees, channels; softened clips keep at least `softest` of 128 pixels
+    "probe": {"side": 64, "convolutions": [48, 96, 128, 160], "layers": 0, "softest": 40},
 }
 
 HARBOUR = copy.deepcopy(MEADOW)
 HARBOUR["world"] = "harbour"
 # Scenery has no detail finer than `grain` pixels: what latents do not hold a decoder blurs.
-HARBOUR["video"].update(sizes=[[128, 128], [176, 96]], caption_tokens=48, grain=3.0, probed=96)
+HARBOUR["video"].update(sizes=[[128, 128], [176, 96]], caption_tokens=48, grain=3.0)
+# small things far off, and several of them: a probe that averages less sees their colours
+HARBOUR["probe"] = {"side": 128, "convolutions": [48, 96, 192], "layers": 2, "softest": 72}
 
 HARBOUR_LARGE = copy.deepcopy(HARBOUR)
 HARBOUR_LARGE["video"].update(sizes=[[256, 256], [320, 176], [176, 320]], frames=33, fps=16, grain=2.0)
@@ -81,7 +85,8 @@ CPU = {
                 "muon_lr": 1e-3, "pool": 384, "noise": 0.12, "ema": 0.995, "fast": 0.5, "guesses": 2, "scenes": 8,
                 "report": 100, "bf16": False},
     "latents": {"clips": 8192, "shard": 256, "batch": 2, "minutes": 20, "fast": 0.25, "ahead": False},
-    "probe": {"minutes": 4, "batch": 32, "lr": 1e-3, "muon_lr": 1e-3, "pool": 256, "held": 512},
+    "probe": {"minutes": 4, "batch": 32, "lr": 1e-3, "muon_lr": 1e-3, "pool": 256, "held": 512,
+              "fresh": 1, "workers": 0, "report": 100, "bf16": False},
     "text": {"minutes": 2, "batch": 64, "lr": 1e-3, "muon_lr": 2e-3, "confusable": 0.3},
     "teacher": {"minutes": 65, "batch": 32, "lr": 1e-3, "muon_lr": 2e-3, "ema": 0.995, "given": 0.15,
                 "naming": 0.1, "reading": 0.1, "confusable": 0.15, "bake": 1.0, "guidance": 2.5},
@@ -95,6 +100,7 @@ GPU["autoencoder"].update(minutes=30, batch=96, whole=8, pool=24000, renew=10, s
 GPU["decoder"].update(minutes=20, batch=96, whole=8, pool=768, guesses=16, scenes=64, bf16=True)
 GPU["latents"].update(clips=400000, shard=128, batch=64, minutes=20)
 GPU["text"].update(batch=128)
+GPU["probe"].update(bf16=True)
 # activations of harbour-large take about 0.23 GB a clip
 GPU["teacher"].update(minutes=60, batch=256, muon_lr=3e-3, ema=0.998, given=0.25)
 GPU["distill"].update(minutes=30, batch=128, walkers=128, muon_lr=1e-3, given=0.25)
@@ -103,7 +109,7 @@ PRESETS = {"cpu": CPU, "gpu": GPU}
 
 
 def use(model):
-    """Makes a model's parts the module's MODEL, WORLD, VIDEO, AUTOENCODER, TEXT_ENCODER and TRANSFORMER."""
+    """Makes a model's parts the module's MODEL, WORLD, VIDEO, AUTOENCODER, TEXT_ENCODER, TRANSFORMER and PROBE."""
     globals().update({part.upper(): value for part, value in MODELS[model].items()}, MODEL=model)
 
 

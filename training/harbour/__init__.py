@@ -11,7 +11,7 @@ from .. import presets
 from .captions import EXAMPLES, caption
 from .measures import SHOWN, TRUE, boxes as object_boxes, masses, measured_scenes, on_stage, tints
 from .render import render as _render
-from .scenes import ATTRIBUTES, attributes as labels, held_out, random_scene as _random_scene
+from .scenes import ATTRIBUTES, attributes as labels, held_out, random_scene as _random_scene, readings
 
 TITLE = "Kinora Harbour"
 DESCRIPTION = ("A small model of balls, boats, lanterns and towers on land, on water and in a lit harbour, by day and "
@@ -54,8 +54,7 @@ def told(scene):
     """Names of the attributes that a full caption speaks of (see `captions.caption`)."""
     names = {name for name, value in labels(scene).items() if value not in ("", 0)} - SILENT
     if scene["type"] == "abstract":
-        # two colours are named in either order
-        return sorted(names - ({"colour", "second colour"} if len(scene["colours"]) > 1 else set()) - {"count"})
+        return sorted(names - {"count"})
     first = scene["objects"][0]
     unsaid = {"material"} if first["material"] == "matte" or first["kind"] in ("lantern", "tower", "boat") else set()
     unsaid |= {"camera"} if scene["camera"] == "still" else set()

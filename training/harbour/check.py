@@ -190,10 +190,28 @@ def masks():
         assert far < {"ball": 1.0, "ring": 1.2}.get(kind, 7.5), (kind, far)
 
 
+def readings():
+    """A scene and its first reading are the same picture; two words for one picture have the same first reading."""
+    pairs = drawn(12, 4, layout="pair", motion="rests") + drawn(12, 5, layout="pair", motion="floats") + \
+        drawn(16, 6, motion="collides")
+    changed = 0
+    for scene in pairs:
+        first = S.readings(scene)[0]
+        changed += first is not scene
+        assert (render([scene], 48, 48, 3) - render([first], 48, 48, 3)).abs().max() < 1e-5
+        other = {**scene, "objects": scene["objects"][::-1], "relation": S.OPPOSITE.get(scene["relation"], "")}
+        both_move = scene["motion"] == "collides" and all(thing["speed"] for thing in scene["objects"])
+        if scene["relation"] in S.OPPOSITE or both_move:
+            assert S.attributes(S.readings(other)[0]) == S.attributes(first), scene
+    assert changed > 10, changed
+    for scene in drawn(60, 7):
+        assert S.attributes(scene) in [S.attributes(reading) for reading in S.readings(scene)] or scene["relation"]
+
+
 def main():
     torch.set_num_threads(1)
     start = time.time()
-    for check in (gravity, momentum, apart, hidden, loops, grammar, masks, pictures):
+    for check in (gravity, momentum, apart, hidden, readings, loops, grammar, masks, pictures):
         before = time.time()
         found = check()
         print(f"{check.__name__}: ok, {time.time() - before:.1f} s{f', {found}' if found else ''}", flush=True)

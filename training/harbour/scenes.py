@@ -19,6 +19,7 @@ CAMERAS = ("still", "pan left", "pan right", "dolly in", "dolly out", "orbit", "
 MOTIONS = ("rests", "falls", "bounces", "rolls", "slides", "thrown", "swings", "spins", "rises", "floats", "sails",
            "collides", "orbits", "passes")
 RELATIONS = ("left of", "right of", "behind", "in front of", "on top of")
+OPPOSITE = {"left of": "right of", "right of": "left of", "behind": "in front of", "in front of": "behind"}
 LAYOUTS = ("single", "pair", "group", "trio", "event")
 STYLES = ("gradient", "ripples", "lights")
 TONES = ("light", "dark")
@@ -83,9 +84,31 @@ def attributes(scene):
     found["count"] = len(objects)
     for prefix, thing in zip(("", "second "), objects):
         found.update({prefix + name: value for name, value in thing.items() if prefix + name in ATTRIBUTES})
-    for prefix, colour in zip(("", "second "), scene.get("colours", [])):
+    # a background's two colours flow into each other and are named in either order
+    for prefix, colour in zip(("", "second "), sorted(scene.get("colours", []), key=COLOURS.index)):
         found[prefix + "colour"] = colour
     return found
+
+
+def readings(scene):
+    """The scenes that a clip of this one may rightly be taken for; the first is the same for the same picture.
+
+    Which of two objects is the first is often for the caption alone to say. Of two that do the same, the one on the
+    left or in front comes first here; of two that collide, the one that moves, or the left one where both do. Whether
+    both do is not in a caption, so either order is right then.
+    """
+    still = scene.get("layout") == "pair" and scene["motion"] in ("rests", "floats")
+    if still and scene["relation"] in ("right of", "behind"):
+        return [_swapped(scene)]
+    if scene.get("motion") != "collides":
+        return [scene]
+    first, second = scene["objects"]
+    swap = second["speed"] and second["x"] < first["x"]
+    return [_swapped(scene), scene] if swap else [scene, _swapped(scene)]
+
+
+def _swapped(scene):
+    return {**scene, "objects": scene["objects"][::-1], "relation": OPPOSITE.get(scene["relation"], "")}
 
 
 def random_scene(rng: random.Random, allow_held_out=False, duration=4 / 3, abstract=0.12, **fixed):

@@ -1,7 +1,8 @@
 """The first world: one ball or cube on a wide ground.
 
 `ATTRIBUTES` maps each attribute's name to its values, `labels(scene)` gives a scene's value of each, None where it has
-none. `random_scene(rng, allow_held_out, **fixed)` draws one, `held_out(scene)` tells the combinations never trained
+none; `readings(scene)` gives the scenes that a clip of it may rightly be taken for, one for the same picture first.
+`random_scene(rng, allow_held_out, **fixed)` draws one, `held_out(scene)` tells the combinations never trained
 on. `render(scenes, width, height, frames, fps, device, eager)` makes clips [B, T, 3, H, W] in 0..1 and
 `object_boxes(scenes, width, height, frames, fps)` says where their objects are: [B, T, N, 4] of left, top, right and
 bottom in 0..1 of the picture. `caption(scene, rng, full)`, `vocabulary()`, `held_out_prompts(count, seed)` and
@@ -22,6 +23,10 @@ DESCRIPTION = ("A small model of balls and cubes that bounce, roll, fall and ris
 
 def labels(scene):
     return {name: scene[name] for name in ATTRIBUTES}
+
+
+def readings(scene):
+    return [scene]
 
 
 def confusable(scene):
