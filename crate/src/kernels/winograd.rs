@@ -185,7 +185,8 @@ impl Conv3x3<'_> {
                     None => out.extend_from_slice(&line[..width]),
                 }
                 if self.relu {
-                    out[at..].iter_mut().for_each(|value| *value = value.max(0.0));
+                    // `max` would make 0 of what is not a number.
+                    out[at..].iter_mut().for_each(|value| *value = if *value < 0.0 { 0.0 } else { *value });
                 }
             }
         }
@@ -396,6 +397,25 @@ mod tests {
                 assert_eq!(found.len(), wanted.len());
             }
         }
+    }
+
+    #[test]
+    fn what_is_not_a_number_stays_so() {
+        let mut values = noise(64, 1);
+        values[9] = f32::NAN;
+        let inputs = [Planes { values: &values, channels: 1 }];
+        let conv = Conv3x3 {
+            inputs: &inputs,
+            size: [8, 8],
+            upsample: false,
+            out_channels: 1,
+            bias: None,
+            residual: None,
+            relu: true,
+        };
+        let u = transformed_weights(&noise(9, 2), false);
+        let found = conv.run(|index, v, tiles| product(&u[index], &v, [1, 1, tiles]));
+        assert!(found[9].is_nan() && !found[63].is_nan(), "{found:?}");
     }
 
     #[test]

@@ -2,9 +2,10 @@
 //!
 //! On a GPU every operation has a kernel that writes one new tensor (`kernels/mod.rs`); a sum or product goes into an
 //! operand that nobody else holds. On the CPU this follows burn-flex 0.22: a sum or product goes into an operand that
-//! nobody else holds; a matrix product packs parts of its operands (`gemm`); softmax and concatenation write new
-//! tensors; a convolution turns its input to channels-last, its weight likewise, and works in tiles of 512 pixels. The 3x3
-//! convolutions of stride 1 are our own (`kernels/winograd.rs`).
+//! nobody else holds; a matrix product packs parts of its operands (`gemm`), and one of many matrices makes the room of
+//! its result twice; concatenation writes a new tensor; a convolution turns its input to channels-last, its weight
+//! likewise, and works in tiles of 512 pixels. The 3x3 convolutions of stride 1, GELU and softmax are our own
+//! (`kernels/winograd.rs`, `activation.rs`); the latter two work in place.
 
 use std::rc::Rc;
 
@@ -101,7 +102,7 @@ impl Walk {
             let scores = Bytes::f32s(&[heads, step, keys]);
             let part = Bytes::f32s(&[step, width]);
             let packed = self.gemm(step, keys, width / heads.max(1)) * self.target.threads();
-            // Scores and their softmax; softmax and result; result and its reordered copy.
+            // Scores, made twice; scores and result; result and its reordered copy.
             let tile = (scores * 2).max(scores + part).max(part * 2) + packed;
             self.during(if step < queries { (out + tile).max(out * 2) } else { tile });
         }
