@@ -375,23 +375,21 @@ impl Conv {
         upsample: bool,
         rectify: bool,
     ) -> Tensor<4> {
+        let spec = ConvSpec {
+            out_channels: self.out_channels,
+            kernel: self.kernel,
+            stride: self.stride,
+            upsample: if upsample { 2 } else { 1 },
+            second_channels: second.as_ref().map_or(0, |t| t.dims()[1]),
+            has_bias: self.has_bias,
+            has_residual: residual.is_some(),
+            relu: rectify,
+        };
         let weight = match &self.weight {
             ConvWeight::Cpu(weight) => weight,
-            ConvWeight::Winograd(weight) => {
-                return self.winograd(weight, compute, x, second, residual, upsample, rectify);
-            }
+            ConvWeight::Winograd(weight) => return self.winograd(weight, compute, x, second, residual, spec),
             ConvWeight::Gpu(weight) => {
                 let [no_second, no_residual] = compute.nothing.each_ref().map(|one| one.clone().reshape([1, 1, 1, 1]));
-                let spec = ConvSpec {
-                    out_channels: self.out_channels,
-                    kernel: self.kernel,
-                    stride: self.stride,
-                    upsample: if upsample { 2 } else { 1 },
-                    second_channels: second.as_ref().map_or(0, |t| t.dims()[1]),
-                    has_bias: self.has_bias,
-                    has_residual: residual.is_some(),
-                    relu: rectify,
-                };
                 return Tensor::from_dispatch(<Dispatch as GpuKernels>::kinora_conv2d(
                     x.into_dispatch(),
                     second.unwrap_or(no_second).into_dispatch(),
@@ -421,7 +419,6 @@ impl Conv {
     }
 
     /// [`Self::forward`] by [`winograd`].
-    #[allow(clippy::too_many_arguments)]
     fn winograd(
         &self,
         weight: &[f32],
@@ -429,16 +426,16 @@ impl Conv {
         x: Tensor<4>,
         second: Option<Tensor<4>>,
         residual: Option<Tensor<4>>,
-        upsample: bool,
-        relu: bool,
+        spec: ConvSpec,
     ) -> Tensor<4> {
         let [_, _, height, width] = x.dims();
+        let upsample = spec.upsample == 2;
         let given: Vec<(usize, Values)> =
             [Some(x), second].into_iter().flatten().map(|x| (x.dims()[1], Values(x.into_data()))).collect();
         let inputs: Vec<Planes> =
             given.iter().map(|(channels, values)| Planes { values: values.as_ref(), channels: *channels }).collect();
         let residual = residual.map(|residual| Values(residual.into_data()));
-        let bias = self.has_bias.then(|| Values(self.bias.to_data()));
+        let bias = spec.has_bias.then(|| Values(self.bias.to_data()));
         let conv = Conv3x3 {
             inputs: &inputs,
             size: [height, width],
@@ -446,7 +443,7 @@ impl Conv {
             out_channels: self.out_channels,
             bias: bias.as_ref().map(AsRef::as_ref),
             residual: residual.as_ref().map(AsRef::as_ref),
-            relu,
+            relu: spec.relu,
         };
         let channels = weight.len() / (9 * self.out_channels);
         // One by one: a product of all would be shared out among cores that have strips of their own to work on.
