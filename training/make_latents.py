@@ -7,7 +7,9 @@ objects are and the scenes as JSON. A share `fast` of the scenes show something 
 number of clips or when the time is over, and then writes latents.json; run again to go on.
 With --ahead only pictures are rendered (clips-NNNN.npy and about-NNNN.npz, removed once encoded): that may be done
 while the autoencoder still trains, and by N processes at once (--part 0/N, 1/N, ...). With --set ahead=true nothing is
-rendered: what others have rendered is encoded, with --follow also what they are still rendering.
+rendered: what others have rendered is encoded, with --follow also what they are still rendering. With --set seen=true
+the probe is served too (seen-NNNN.npz, what it looks at and its answers): it has to know the combinations held out of
+training, so these are rendered as well and kept from the latents only.
 """
 
 import json
@@ -17,7 +19,7 @@ import time
 import numpy as np
 import torch
 
-from . import data, presets, tokenizer as tokenizers, worlds
+from . import data, presets, probe as probes, tokenizer as tokenizers, worlds
 from .autoencoder import Autoencoder
 from .clips import clips_path
 from .precision import autocast
@@ -64,12 +66,20 @@ def render(options, index, eager, device, tokenizer):
     """
     sizes = presets.VIDEO["sizes"]
     rng = random.Random(f"{options['seed']}-latents-{index}")
-    described = [worlds.scene_like(rng, worlds.fast) if rng.random() < options["fast"] else worlds.random_scene(rng)
-                 for _ in range(options["shard"])]
+    any_scene = {"allow_held_out": options["seen"]}
+    described = [worlds.scene_like(rng, worlds.fast, **any_scene) if rng.random() < options["fast"]
+                 else worlds.random_scene(rng, **any_scene) for _ in range(options["shard"])]
     size = sizes[index % len(sizes)]
     clips = [(worlds.clips(described[i:i + options["batch"]], device, eager, size) * 255).round().byte().cpu()
              for i in range(0, len(described), options["batch"])]
     return torch.cat(clips), data.about(described, tokenizer, rng, size)
+
+
+def without_held_out(clips, about):
+    described = json.loads(about["scenes"].item())
+    rows = [row for row, scene in enumerate(described) if not worlds.held_out(scene)]
+    kept = {name: values[rows] for name, values in about.items() if name != "scenes"}
+    return clips[rows], {**kept, "scenes": np.array(json.dumps([described[row] for row in rows]))}
 
 
 def render_ahead(work, options, index, eager, tokenizer):
@@ -85,6 +95,10 @@ def encode_shard(work, model, options, index, eager, tokenizer):
         clips, about = torch.from_numpy(np.load(path)), dict(np.load(about_path(work, index)))
     else:
         clips, about = render(options, index, eager, options["device"], tokenizer)
+    if options["seen"]:
+        frames, answers = probes.seen_and_asked(clips, json.loads(about["scenes"].item()))
+        write(probes.seen_path(work, index), lambda to: np.savez(to, frames=frames.numpy(), answers=answers.numpy()))
+        clips, about = without_held_out(clips, about)
     parts = []
     for part in clips.split(options["batch"]):
         # in bf16 a latent is off by 0.03, a third of the noise that the decoder is trained with

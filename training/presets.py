@@ -84,9 +84,9 @@ CPU = {
     "decoder": {"minutes": 15, "batch": 6, "frames": 9, "crop": 64, "whole": 1, "whole_every": 6, "lr": 1e-3,
                 "muon_lr": 1e-3, "pool": 384, "noise": 0.12, "ema": 0.995, "fast": 0.5, "guesses": 2, "scenes": 8,
                 "report": 100, "bf16": False},
-    "latents": {"clips": 8192, "shard": 256, "batch": 2, "minutes": 20, "fast": 0.25, "ahead": False},
+    "latents": {"clips": 8192, "shard": 256, "batch": 2, "minutes": 20, "fast": 0.25, "ahead": False, "seen": False},
     "probe": {"minutes": 4, "batch": 32, "lr": 1e-3, "muon_lr": 1e-3, "pool": 256, "held": 512,
-              "fresh": 1, "workers": 0, "report": 100, "bf16": False},
+              "fresh": 1, "workers": 0, "ahead": False, "report": 100, "bf16": False},
     "text": {"minutes": 2, "batch": 64, "lr": 1e-3, "muon_lr": 2e-3, "confusable": 0.3},
     "teacher": {"minutes": 65, "batch": 32, "lr": 1e-3, "muon_lr": 2e-3, "ema": 0.995, "given": 0.15,
                 "naming": 0.1, "reading": 0.1, "confusable": 0.15, "bake": 1.0, "guidance": 2.5},
@@ -100,7 +100,7 @@ GPU["autoencoder"].update(minutes=30, batch=96, whole=8, pool=24000, renew=10, s
 GPU["decoder"].update(minutes=20, batch=96, whole=8, pool=768, guesses=16, scenes=64, bf16=True)
 GPU["latents"].update(clips=400000, shard=128, batch=64, minutes=20)
 GPU["text"].update(batch=128)
-GPU["probe"].update(bf16=True)
+GPU["probe"].update(batch=256, pool=16000, bf16=True)
 # activations of harbour-large take about 0.23 GB a clip
 GPU["teacher"].update(minutes=60, batch=256, muon_lr=3e-3, ema=0.998, given=0.25)
 GPU["distill"].update(minutes=30, batch=128, walkers=128, muon_lr=1e-3, given=0.25)

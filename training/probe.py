@@ -4,14 +4,17 @@
 
 It learns from rendered clips only, seen at reduced size and after a random blur and noise, so that a generated clip's
 softness is not what decides. Five frames go in as one picture of 15 channels. Of each batch, `fresh` groups of eight
-clips are new ones; `workers` processes render them, or the training itself does. Resumes from probe-state.pt. Writes
+clips are new ones; `workers` processes render them, or the training itself does; with --set ahead=true it takes what
+`make_latents --set seen=true` leaves behind instead. Resumes from probe-state.pt. Writes
 probe.pt, one that is there is trained on, and probe.json: the share of held-out renders named right per attribute, and
 what was taken for what.
 """
 
 import json
 import random
+import time
 
+import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -27,9 +30,11 @@ GROUP = 8  # clips rendered together
 
 
 def seen(clips):
-    """The frames [B, 5, 3, 128, 128] that the probe looks at, spread over clips [B, T, 3, H, W]."""
+    """The frames [B, 5, 3, 128, 128] that the probe looks at, spread over clips [B, T, 3, H, W] in 0..1 or of bytes."""
     last = clips.shape[1] - 1
     frames = clips[:, [round(i * last / (SEEN - 1)) for i in range(SEEN)]]
+    if frames.dtype == torch.uint8:
+        frames = frames.float() / 255
     return F.interpolate(frames.flatten(0, 1), size=(128, 128), mode="area").unflatten(0, frames.shape[:2])
 
 
@@ -112,6 +117,43 @@ def rendered(rng, count, device, eager):
     return seen(clips), attribute_indices([worlds.readings(scene)[0] for scene in described]).to(device)
 
 
+def seen_path(work, index):
+    return work / f"seen-{index:04d}.npz"
+
+
+def seen_and_asked(clips, described):
+    """What the probe sees of clips of bytes, as bytes, and what it has to answer."""
+    frames = (seen(clips) * 255).round().byte()
+    return frames, attribute_indices([worlds.readings(scene)[0] for scene in described])
+
+
+class Ahead:
+    """Takes groups from seen-NNNN.npz as they appear."""
+
+    def __init__(self, work, device):
+        self.work, self.device, self.known = work, device, set()
+
+    def take(self):
+        """Groups of clips that are new, and their attributes."""
+        fresh = [path for path in sorted(self.work.glob("seen-*.npz")) if path not in self.known]
+        self.known.update(fresh)
+        found = []
+        for path in fresh:
+            with np.load(path) as shard:
+                columns = [torch.from_numpy(shard[name]).to(self.device).split(GROUP) for name in ("frames", "answers")]
+            found += zip(*columns)
+        return found
+
+    def wait(self, patience=120.0):
+        start = time.time()
+        while time.time() - start < patience:
+            found = self.take()
+            if found:
+                return found
+            time.sleep(0.5)
+        raise SystemExit(f"{self.work}: no seen-*.npz; start python -m training.make_latents --set seen=true")
+
+
 class Renders(torch.utils.data.IterableDataset):
     """Groups of clips without end, as bytes, and their attributes; each process that renders has its own."""
 
@@ -150,12 +192,20 @@ def main():
     pool = []
     stage, total = Interruptible(work, "probe", options, rng, probe=probe, optimiser=optimiser), 0.0
     # other clips than the last time
-    fresh = renders(options, options["seed"] + 100000 + before + stage.step, args.eager)
+    ahead = Ahead(work, device) if options["ahead"] else None
+    fresh = None if ahead else renders(options, options["seed"] + 100000 + before + stage.step, args.eager)
+    if ahead:
+        pool += ahead.wait()
     while stage.running():
         optimiser.set_scale(min((stage.step + 1) / 30, 1.0, (1.0 - stage.clock.done) / 0.5 + 0.01))
-        pool += [next(fresh) for _ in range(options["fresh"])]
+        if ahead:
+            pool += ahead.take() if stage.step % 20 == 0 else []
+            new = []
+        else:
+            new = [next(fresh) for _ in range(options["fresh"])]
+            pool += new
         del pool[:-options["pool"]]
-        drawn = pool[-options["fresh"]:] + rng.choices(pool, k=options["batch"] // GROUP - options["fresh"])
+        drawn = new + rng.choices(pool, k=options["batch"] // GROUP - len(new))
         clips, attributes = (torch.cat(column).to(device) for column in zip(*drawn))
         clips = clips.float() / 255
         with autocast(device, options["bf16"]):

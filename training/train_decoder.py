@@ -6,21 +6,25 @@ The latents do not change, so this may come after the later stages; it is also c
 little noise, which prepares the decoder for those the denoiser will make. With --behind student two of three steps have
 latents of the student's making instead: those of a clip, noised to one of its last sigmas and denoised again. They are
 as soft and as uncertain about outlines as what it makes from nothing, and what they should have looked like is known.
+Clips are rendered here, or taken from a folder of `make_latents --ahead` (--rendered).
 Overwrites autoencoder.pt (moving average of the decoder) every few minutes and resumes from decoder-state.pt.
 """
 
 import copy
+import itertools
 import json
 import random
 import time
+from pathlib import Path
 
+import numpy as np
 import torch
 
 from . import presets, sampling, tokenizer as tokenizers, worlds
 from .autoencoder import psnr
 from .clips import Pool, cut, salience
 from .data import encode
-from .make_latents import load_autoencoder
+from .make_latents import about_path, load_autoencoder
 from .model import TextToVideo
 from .optim import Muon, groups
 from .precision import autocast
@@ -33,7 +37,7 @@ from .train_teacher import average
 class Guesses:
     """Clips and the student's latents of them, of the model's sizes in turn, renewed little by little."""
 
-    def __init__(self, work, name, autoencoder, options, eager, keep=256):
+    def __init__(self, work, name, autoencoder, options, eager, keep=256, rendered=None):
         self.tokenizer, self.autoencoder, self.options, self.eager = tokenizers.load(work), autoencoder, options, eager
         self.student = TextToVideo(self.tokenizer.get_vocab_size())
         self.student.load_state_dict(torch.load(work / f"{name}.pt", map_location="cpu"))
@@ -41,27 +45,40 @@ class Guesses:
         facts = json.loads((work / f"{name}.json").read_text())
         self.sigmas, self.keep, self.kept, self.turn = [*facts["sigmas"], 0.0], keep, {}, 0
         self.rng = random.Random(options["seed"] + 52)
+        self.rendered = rendered and itertools.cycle(sorted(rendered.glob("clips-*.npy")))
+        self.rest = []  # of the file that was opened last
 
-    @torch.no_grad()
-    def renew(self, count):
+    def _render(self, count):
         size = presets.VIDEO["sizes"][self.turn % len(presets.VIDEO["sizes"])]
         self.turn += 1
         described = [worlds.scene_like(self.rng, worlds.fast) if self.rng.random() < self.options["fast"]
                      else worlds.random_scene(self.rng) for _ in range(count)]
+        clips = (worlds.clips(described, self.options["device"], self.eager, size) * 255).round().byte()
+        return clips, encode(self.tokenizer, [worlds.caption(scene, self.rng, full=True) for scene in described])
+
+    def _take(self, count):
+        if not self.rest:
+            path = next(self.rendered)
+            clips = torch.from_numpy(np.load(path))
+            ids = torch.from_numpy(np.load(about_path(path.parent, int(path.stem.split("-")[1])))["full"][:, 0])
+            self.rest = list(zip(clips.split(count), ids.long().split(count)))
+        return self.rest.pop()
+
+    @torch.no_grad()
+    def renew(self, count):
         device = self.options["device"]
-        clips = worlds.clips(described, device, self.eager, size)
-        ids = encode(self.tokenizer, [worlds.caption(scene, self.rng, full=True) for scene in described]).to(device)
-        latents = self.autoencoder.encode(clips)
+        clips, ids = (part.to(device) for part in (self._take(count) if self.rendered else self._render(count)))
+        latents = self.autoencoder.encode(clips.float() / 255)
         # not the noisiest: from there the student puts things elsewhere, and the decoder would learn to fade them
         first = self.rng.randrange(len(self.sigmas) // 2, len(self.sigmas) - 1)
         level = self.sigmas[first]
         x = (1 - level) * latents + level * torch.randn_like(latents)
         with autocast(device):
             for now, then in zip(self.sigmas[first:], self.sigmas[first + 1:]):
-                steps = torch.full((count, x.shape[2]), now, device=device)
+                steps = torch.full((len(x), x.shape[2]), now, device=device)
                 x = x + self.student(x, steps, ids).float() * (then - now)
-        kept = self.kept.setdefault(tuple(size), [])
-        kept += zip((clips * 255).round().byte(), x.half())
+        kept = self.kept.setdefault(tuple(clips.shape[3:]), [])
+        kept += zip(clips, x.half())
         del kept[:-self.keep]
 
     def draw(self, count, size):
@@ -83,6 +100,7 @@ class Guesses:
 def main():
     parser = presets.arguments("decoder", __doc__)
     parser.add_argument("--behind", metavar="NAME", help="learn from latents of this student's making too")
+    parser.add_argument("--rendered", type=Path, metavar="FOLDER", help="clips-NNNN.npy and about-NNNN.npz to learn from")
     args = parser.parse_args()
     options, work = presets.settings(args), presets.work_dir(args.work)
     device = options["device"]
@@ -104,8 +122,9 @@ def main():
     held = held_out_clips(1234, device, args.eager)
     with torch.no_grad():
         held_latents = model.encode(held)
-    pool = Pool(options["pool"], options["seed"] + 51 + step, device, args.eager, options["scenes"], options["fast"])
-    guesses = Guesses(work, args.behind, ema, options, args.eager) if args.behind else None
+    pool = Pool(options["pool"], options["seed"] + 51 + step, device, args.eager, options["scenes"], options["fast"],
+                ahead=args.rendered)
+    guesses = Guesses(work, args.behind, ema, options, args.eager, rendered=args.rendered) if args.behind else None
     clock = Clock(work, "decoder", options, spent)
     note(work, f"decoder: training starts at step {step}")
     last_save = time.time()
