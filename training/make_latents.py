@@ -96,8 +96,9 @@ def encode_shard(work, model, options, index, eager, tokenizer):
     else:
         clips, about = render(options, index, eager, options["device"], tokenizer)
     if options["seen"]:
-        frames, answers = probes.seen_and_asked(clips, json.loads(about["scenes"].item()))
-        write(probes.seen_path(work, index), lambda to: np.savez(to, frames=frames.numpy(), answers=answers.numpy()))
+        lessons = probes.lessons(clips, json.loads(about["scenes"].item()))
+        write(probes.seen_path(work, index),
+              lambda to: np.savez(to, **{name: part.numpy() for name, part in zip(probes.LESSON, lessons)}))
         clips, about = without_held_out(clips, about)
     parts = []
     for part in clips.split(options["batch"]):

@@ -13,7 +13,7 @@ from pathlib import Path
 # What a model is: the world it shows, the sizes of its clips and its three networks.
 MEADOW = {
     "world": "meadow",
-    "video": {"sizes": [[128, 128]], "frames": 17, "fps": 12, "caption_tokens": 28},
+    "video": {"sizes": [[128, 128], [176, 96]], "frames": 17, "fps": 12, "caption_tokens": 28},
     "autoencoder": {
         "kind": "taehv",
         "image_channels": 3,
@@ -54,16 +54,17 @@ MEADOW = {
         "cross_attn_norm": True,
         "rope_max_seq_len": 1024,
     },
-    # pixels along the side of what it sees, channels; softened clips keep at least `softest` of 128 pixels
-    "probe": {"side": 64, "convolutions": [48, 96, 128, 160], "layers": 0, "softest": 40},
+    # pixels along the side of what it sees, channels; softened clips keep at least `softest` of 128 pixels; the attributes
+    # of each object that it has to name at the object's places
+    "probe": {"side": 64, "convolutions": [48, 96, 128, 160], "layers": 0, "softest": 40, "things": []},
 }
 
 HARBOUR = copy.deepcopy(MEADOW)
 HARBOUR["world"] = "harbour"
 # Scenery has no detail finer than `grain` pixels: what latents do not hold a decoder blurs.
 HARBOUR["video"].update(sizes=[[128, 128], [176, 96]], caption_tokens=48, grain=3.0)
-# small things far off, and several of them: a probe that averages less sees their colours
-HARBOUR["probe"] = {"side": 128, "convolutions": [48, 96, 192], "layers": 2, "softest": 72}
+HARBOUR["probe"] = {"side": 128, "convolutions": [64, 128, 128], "layers": 2, "width": 192, "softest": 72,
+                    "things": ["kind", "colour", "material", "size"]}
 
 HARBOUR_LARGE = copy.deepcopy(HARBOUR)
 HARBOUR_LARGE["video"].update(sizes=[[256, 256], [320, 176], [176, 320]], frames=33, fps=16, grain=2.0)

@@ -3,8 +3,7 @@
     python -m training.probe [--preset cpu] [--minutes 4] [--set workers=1 --set fresh=3]
 
 It learns from rendered clips only, seen at reduced size and after a random blur and noise, so that a generated clip's
-softness is not what decides. Five frames go in as one picture of 15 channels. Of each batch, `fresh` groups of eight
-clips are new ones; `workers` processes render them, or the training itself does; with --set ahead=true it takes what
+softness is not what decides. The network is in `judge/network.py`. Of each batch, `fresh` groups of eight clips are new ones; `workers` processes render them, or the training itself does; with --set ahead=true it takes what
 `make_latents --set seen=true` leaves behind instead. Resumes from probe-state.pt. Writes
 probe.pt, one that is there is trained on, and probe.json: the share of held-out renders named right per attribute, and
 what was taken for what.
@@ -21,73 +20,42 @@ import torch.nn.functional as F
 
 from . import presets, worlds
 from .data import UNKNOWN, attribute_indices, naming_loss, share_right
+from .judge import network
 from .optim import Muon, groups
 from .precision import autocast
 from .progress import Interruptible, note, save_weights
 
-SEEN = 5  # frames
 GROUP = 8  # clips rendered together
+
+
+def looked_at(count):
+    """Which of `count` frames the probe sees."""
+    return [round(i * (count - 1) / (network.SEEN - 1)) for i in range(network.SEEN)]
 
 
 def seen(clips):
     """The frames [B, 5, 3, 128, 128] that the probe looks at, spread over clips [B, T, 3, H, W] in 0..1 or of bytes."""
-    last = clips.shape[1] - 1
-    frames = clips[:, [round(i * last / (SEEN - 1)) for i in range(SEEN)]]
+    frames = clips[:, looked_at(clips.shape[1])]
     if frames.dtype == torch.uint8:
         frames = frames.float() / 255
     return F.interpolate(frames.flatten(0, 1), size=(128, 128), mode="area").unflatten(0, frames.shape[:2])
 
 
-class Probe(nn.Module):
-    """Logits per attribute, in the order of worlds.ATTRIBUTES, of frames [B, 5, 3, 128, 128] in 0..1.
+def lessons(clips, described):
+    """What there is to learn of clips [N, T, 3, H, W]: the frames seen, as bytes; the attributes [N, A] to name; the boxes
+    [N, 5, K, 4] of the objects in these frames; what the objects are [N, K, things], UNKNOWN for none."""
+    count, height, width = clips.shape[1], *clips.shape[3:]
+    boxes = worlds.object_boxes(described, width, height, count, presets.VIDEO["fps"])[:, looked_at(count)]
+    things = torch.full((len(described), boxes.shape[2], len(presets.PROBE["things"])), UNKNOWN)
+    for row, scene in enumerate(described if presets.PROBE["things"] else ()):
+        for place, thing in enumerate(scene.get("objects", ())):
+            things[row, place] = torch.tensor([worlds.ATTRIBUTES[name].index(thing[name])
+                                               for name in presets.PROBE["things"]])
+    answers = attribute_indices([worlds.readings(scene)[0] for scene in described])
+    return (seen(clips) * 255).round().byte(), answers, boxes, things
 
-    presets.PROBE says how: `convolutions` that halve the picture each, then one linear layer over all of it; or, with
-    `layers` of attention, a question of each attribute's own to the places of the picture.
-    """
 
-    def __init__(self):
-        super().__init__()
-        options = presets.PROBE
-        self.side, self.softest = options["side"], options["softest"]
-        layers, width = [], 3 * SEEN
-        if options["layers"]:
-            layers, width = [nn.PixelUnshuffle(2)], 4 * width
-        for i, wider in enumerate(options["convolutions"]):
-            # the first of an attentive probe sees half the picture's sides already
-            layers += [nn.Conv2d(width, wider, 3, padding=1), nn.GroupNorm(8, wider), nn.GELU()]
-            if not options["layers"] or i + 1 < len(options["convolutions"]):
-                layers += [nn.Conv2d(wider, wider, 3, padding=1, stride=2), nn.GELU()]
-            width = wider
-        if options["layers"]:
-            self.body, wide = nn.Sequential(*layers), width
-            places = (self.side // 2 ** len(options["convolutions"])) ** 2
-            self.places = nn.Parameter(0.02 * torch.randn(places, width))
-            self.questions = nn.Parameter(0.02 * torch.randn(len(worlds.ATTRIBUTES), width))
-            layer = nn.TransformerEncoderLayer(width, 4, 2 * width, dropout=0.0, activation="gelu", batch_first=True,
-                                               norm_first=True)
-            self.attention = nn.TransformerEncoder(layer, options["layers"], nn.LayerNorm(width), False)
-        else:
-            wide = 256
-            self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(width * (self.side // 16) ** 2, wide), nn.GELU())
-        self.attentive = bool(options["layers"])
-        self.heads = nn.ModuleList(nn.Linear(wide, len(values)) for values in worlds.ATTRIBUTES.values())
-
-    def answers(self, frames):
-        """[B, A, C] (or [B, 1, C]), what the names are read from."""
-        hidden = self.body(F.interpolate(frames.flatten(1, 2), size=(self.side, self.side), mode="area") * 2 - 1)
-        if not self.attentive:
-            return hidden[:, None]
-        places = hidden.flatten(2).mT + self.places
-        asked = self.questions.expand(len(places), -1, -1)
-        return self.attention(torch.cat([asked, places], 1))[:, :asked.shape[1]]
-
-    def features(self, frames):
-        """[B, C], for distances between sets of clips."""
-        return self.answers(frames).mean(1)
-
-    def forward(self, frames):
-        answers = self.answers(frames)
-        return [head(answers[:, i if self.attentive else 0]) for i, head in enumerate(self.heads)]
+LESSON = ("frames", "answers", "boxes", "things")  # what `lessons` returns, as files call it
 
 
 def names(logits):
@@ -97,7 +65,7 @@ def names(logits):
 
 
 def load(work, device="cpu"):
-    probe = Probe()
+    probe = network.build()
     probe.load_state_dict(torch.load(work / "probe.pt", map_location=device))
     return probe.to(device).eval()
 
@@ -111,36 +79,29 @@ def roughened(clips, softest):
 
 
 def rendered(rng, count, device, eager):
-    """The seen frames of clips of one of the model's sizes, and their attributes."""
+    """`lessons` of clips of one of the model's sizes."""
     described = [worlds.random_scene(rng, allow_held_out=True) for _ in range(count)]
-    clips = worlds.clips(described, device, eager, rng.choice(presets.VIDEO["sizes"]))
-    return seen(clips), attribute_indices([worlds.readings(scene)[0] for scene in described]).to(device)
+    return lessons(worlds.clips(described, device, eager, rng.choice(presets.VIDEO["sizes"])).cpu(), described)
 
 
 def seen_path(work, index):
     return work / f"seen-{index:04d}.npz"
 
 
-def seen_and_asked(clips, described):
-    """What the probe sees of clips of bytes, as bytes, and what it has to answer."""
-    frames = (seen(clips) * 255).round().byte()
-    return frames, attribute_indices([worlds.readings(scene)[0] for scene in described])
-
-
 class Ahead:
-    """Takes groups from seen-NNNN.npz as they appear."""
+    """Takes lessons from seen-NNNN.npz as they appear."""
 
     def __init__(self, work, device):
         self.work, self.device, self.known = work, device, set()
 
     def take(self):
-        """Groups of clips that are new, and their attributes."""
+        """Those of groups of clips that are new."""
         fresh = [path for path in sorted(self.work.glob("seen-*.npz")) if path not in self.known]
         self.known.update(fresh)
         found = []
         for path in fresh:
             with np.load(path) as shard:
-                columns = [torch.from_numpy(shard[name]).to(self.device).split(GROUP) for name in ("frames", "answers")]
+                columns = [torch.from_numpy(shard[name]).to(self.device).split(GROUP) for name in LESSON]
             found += zip(*columns)
         return found
 
@@ -155,7 +116,7 @@ class Ahead:
 
 
 class Renders(torch.utils.data.IterableDataset):
-    """Groups of clips without end, as bytes, and their attributes; each process that renders has its own."""
+    """Lessons of groups of clips, without end; each process that renders has its own."""
 
     def __init__(self, seed, device, eager):
         self.seed, self.device, self.eager = seed, device, eager
@@ -164,8 +125,7 @@ class Renders(torch.utils.data.IterableDataset):
         worker = torch.utils.data.get_worker_info()
         rng = random.Random(f"{self.seed}-{worker.id}") if worker else random.Random(self.seed)
         while True:
-            frames, attributes = rendered(rng, GROUP, self.device, self.eager)
-            yield (frames * 255).round().byte(), attributes
+            yield rendered(rng, GROUP, self.device, self.eager)
 
 
 def renders(options, seed, eager):
@@ -180,17 +140,19 @@ def main():
     device = options["device"]
     torch.manual_seed(options["seed"] + 70)
     rng = random.Random(options["seed"] + 71)
-    probe, before = Probe().to(device), 0
+    probe, before = network.build().to(device), 0
+    where = network.Places(probe).to(device) if presets.PROBE["things"] else None
     if (work / "probe.pt").exists():
         probe.load_state_dict(torch.load(work / "probe.pt", map_location=device))
         before = json.loads((work / "probe.json").read_text())["steps"]
         note(work, f"probe: goes on from step {before}")
-    optimiser = Muon(groups(probe.named_parameters(), lambda n, p: n.startswith(("body", "attention")),
+    learning = nn.ModuleDict({"probe": probe, "where": where or nn.Identity()})
+    optimiser = Muon(groups(learning.named_parameters(), lambda n, p: n.startswith(("probe.body", "probe.attention")),
                             options["muon_lr"], options["lr"], 0.01))
     held = [rendered(random.Random(options["seed"] + 72 + i), GROUP, device, args.eager)
             for i in range(options["held"] // GROUP)]
     pool = []
-    stage, total = Interruptible(work, "probe", options, rng, probe=probe, optimiser=optimiser), 0.0
+    stage, total = Interruptible(work, "probe", options, rng, learning=learning, optimiser=optimiser), 0.0
     # other clips than the last time
     ahead = Ahead(work, device) if options["ahead"] else None
     fresh = None if ahead else renders(options, options["seed"] + 100000 + before + stage.step, args.eager)
@@ -206,14 +168,19 @@ def main():
             pool += new
         del pool[:-options["pool"]]
         drawn = new + rng.choices(pool, k=options["batch"] // GROUP - len(new))
-        clips, attributes = (torch.cat(column).to(device) for column in zip(*drawn))
-        clips = clips.float() / 255
+        frames, attributes, boxes, things = (torch.cat(column).to(device) for column in zip(*drawn))
+        frames = roughened(frames.float() / 255, presets.PROBE["softest"])
+        loss = 0.0
         with autocast(device, options["bf16"]):
-            logits = [part.float() for part in probe(roughened(clips, probe.softest))]
-        loss = sum(naming_loss(part, attributes[:, i]) for i, part in enumerate(logits))
+            if where:
+                looks = probe.look(frames)
+                logits, loss = probe.named(probe.answers(looks)), where.loss(looks, boxes, things)
+            else:
+                logits = probe(frames)
+        loss = loss + sum(naming_loss(part.float(), attributes[:, i]) for i, part in enumerate(logits))
         loss.backward()
         optimiser.step()
-        probe.zero_grad(set_to_none=True)
+        learning.zero_grad(set_to_none=True)
         stage.step, total = stage.step + 1, total + loss.item()
         if stage.step % options["report"] == 0:
             print(f"step {stage.step} loss {total / options['report']:.3f}", flush=True)
@@ -222,8 +189,9 @@ def main():
         return
     probe.eval()
     with torch.no_grad():
-        logits = [torch.cat(column) for column in zip(*(probe(clips) for clips, _ in held))]
-    truth = torch.cat([attributes for _, attributes in held])
+        logits = [torch.cat(column) for column in
+                  zip(*(probe(frames.to(device).float() / 255) for frames, *_ in held))]
+    truth = torch.cat([attributes for _, attributes, *_ in held]).to(device)
     facts = {"steps": before + stage.step, "held_out_renders": len(truth), "right": {}, "confusion": {}}
     for i, (name, values) in enumerate(worlds.ATTRIBUTES.items()):
         said = logits[i].argmax(-1)

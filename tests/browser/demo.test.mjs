@@ -1,7 +1,7 @@
 // The demo as `./build.sh demo` starts it: a prompt on the command line becomes a file, or one sentence says why not.
 import assert from 'node:assert/strict';
 import { execFile } from 'node:child_process';
-import { mkdtemp, readFile, readdir, realpath, rm } from 'node:fs/promises';
+import { mkdtemp, readFile, readdir, realpath, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, test } from 'node:test';
@@ -104,6 +104,22 @@ test('no browser on this machine: one sentence and no file', { skip }, async () 
 	const run = await demo([PROMPT, '--device', 'cpu'], nowhere);
 	await assertRefused(run, /No Chromium or Chrome was found\. Set CHROMIUM to the path of one\.$/m);
 });
+
+test(
+	'a browser that crashes on the page, as Chromium does without fonts: one sentence and no file',
+	{ skip },
+	async () => {
+		const settings = await mkdtemp(join(tmpdir(), 'kinora-fonts-'));
+		const FONTCONFIG_FILE = join(settings, 'fonts.conf');
+		await writeFile(FONTCONFIG_FILE, '<?xml version="1.0"?><fontconfig></fontconfig>');
+		try {
+			const run = await demo([PROMPT, '--device', 'cpu'], { FONTCONFIG_FILE });
+			await assertRefused(run, /Chromium crashed while it opened the page\. .+ fonts-dejavu-core.+ CHROMIUM .+\.$/m);
+		} finally {
+			await rm(settings, { recursive: true });
+		}
+	},
+);
 
 test(
 	'a prompt that the model cannot take: its sentence comes last, and there is no file',

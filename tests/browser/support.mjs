@@ -15,7 +15,12 @@ export const TINY = 'model=tiny';
  * @param {{gpu?: 'hardware' | 'software' | 'any', arguments?: string[], base?: string, shardBytes?: number}} options passed to the browser,
  * the server and the tiny model
  */
-export async function start({ gpu = process.env.KINORA_GPU ?? 'software', arguments: more = [], base = '/', shardBytes } = {}) {
+export async function start({
+	gpu = process.env.KINORA_GPU ?? 'software',
+	arguments: more = [],
+	base = '/',
+	shardBytes,
+} = {}) {
 	const tiny = await packTiny({ shardBytes });
 	const server = await serve({ directory: SITE, base, mounts: { 'tiny/': tiny.folder } });
 	const browser = await launch({ gpu, arguments: more });

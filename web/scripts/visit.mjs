@@ -7,6 +7,11 @@ const PATIENCE = 30 * 60_000;
 /** Longest wait for the page to say what it can compute on. */
 const SETTLE = 30_000;
 
+/** Chromium draws no text without a font: it aborts. */
+const CRASHED =
+	'Chromium crashed while it opened the page. It does so where no font is installed: install one ' +
+	'(apt-get install fonts-dejavu-core), or set CHROMIUM to the path of another browser.';
+
 /** A failure whose message says everything a person needs. */
 export class Failure extends Error {}
 
@@ -29,7 +34,13 @@ async function openPage(browser, url) {
 	const page = await browser.newPage({ acceptDownloads: true });
 	const troubles = [];
 	page.on('pageerror', (error) => troubles.push(error.message));
-	await page.goto(url);
+	let crashed = false;
+	page.on('crash', () => {
+		crashed = true;
+	});
+	await page.goto(url).catch((error) => {
+		throw crashed || !browser.isConnected() ? new Failure(CRASHED) : error;
+	});
 	const availability = await Promise.race([
 		page.evaluate(() =>
 			document

@@ -1,0 +1,137 @@
+"""The networks of the probe: frames [B, 5, 3, 128, 128] in 0..1 to logits per attribute, in worlds.ATTRIBUTES' order.
+
+presets.PROBE says which. `Plain` puts the frames on top of each other, halves the picture with `convolutions` and ends
+in one linear layer over all of it. With `layers` of attention it is `Attentive`, which looks at every frame with the
+same convolutions and lets each attribute ask the places of the picture.
+"""
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from .. import presets, worlds
+
+SEEN = 5  # frames
+
+
+def build():
+    return Attentive() if presets.PROBE["layers"] else Plain()
+
+
+def scaled(frames, side):
+    return F.interpolate(frames, size=(side, side), mode="area") * 2 - 1
+
+
+def heads(width):
+    return nn.ModuleList(nn.Linear(width, len(values)) for values in worlds.ATTRIBUTES.values())
+
+
+class Plain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.side = presets.PROBE["side"]
+        layers, width = [], 3 * SEEN
+        for wider in presets.PROBE["convolutions"]:
+            layers += [nn.Conv2d(width, wider, 3, padding=1), nn.GroupNorm(8, wider), nn.GELU(),
+                       nn.Conv2d(wider, wider, 3, padding=1, stride=2), nn.GELU()]
+            width = wider
+        last = self.side // 2 ** len(presets.PROBE["convolutions"])
+        self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(width * last * last, 256), nn.GELU())
+        self.heads = heads(256)
+
+    def features(self, frames):
+        """[B, C], for distances between sets of clips."""
+        return self.body(scaled(frames.flatten(1, 2), self.side))
+
+    def forward(self, frames):
+        hidden = self.features(frames)
+        return [head(hidden) for head in self.heads]
+
+
+class Attentive(nn.Module):
+    """Small things far off, several of them: a probe that averages less sees their colours.
+
+    `Places` teaches the convolutions, which see each frame by itself, what stands where.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.side, channels = presets.PROBE["side"], presets.PROBE["convolutions"]
+        # pixels of 4x4 as channels, for the first convolution is what takes the time; the second halves once more
+        layers, width = [nn.PixelUnshuffle(4)], 48
+        for i, wider in enumerate(channels):
+            layers += [nn.Conv2d(width, wider, 3, padding=1, stride=2 if i == 1 else 1), nn.GroupNorm(8, wider), nn.GELU()]
+            width = wider
+        self.body, self.grid, self.seen = nn.Sequential(*layers), self.side // 8, width
+        self.width = presets.PROBE["width"]
+        self.together = nn.Linear(SEEN * width, self.width)
+        self.places = nn.Parameter(0.02 * torch.randn(self.grid ** 2, self.width))
+        self.questions = nn.Parameter(0.02 * torch.randn(len(worlds.ATTRIBUTES), self.width))
+        layer = nn.TransformerEncoderLayer(self.width, 4, 2 * self.width, dropout=0.0, activation="gelu",
+                                           batch_first=True, norm_first=True)
+        self.attention = nn.TransformerEncoder(layer, presets.PROBE["layers"], nn.LayerNorm(self.width), False)
+        self.heads = heads(self.width)
+
+    def look(self, frames):
+        """Every frame by itself: [B, SEEN, C, grid, grid]."""
+        return self.body(scaled(frames.flatten(0, 1), self.side)).unflatten(0, (-1, SEEN))
+
+    def answers(self, looks):
+        """What the names are read from: [B, A, C]."""
+        places = self.together(looks.flatten(3).permute(0, 3, 1, 2).flatten(2)) + self.places
+        asked = self.questions.expand(len(places), -1, -1)
+        return self.attention(torch.cat([asked, places], 1))[:, :asked.shape[1]]
+
+    def named(self, answers):
+        return [head(answers[:, i]) for i, head in enumerate(self.heads)]
+
+    def features(self, frames):
+        """[B, C], for distances between sets of clips."""
+        return self.answers(self.look(frames)).mean(1)
+
+    def forward(self, frames):
+        return self.named(self.answers(self.look(frames)))
+
+
+class Places(nn.Module):
+    """Has to name, at every place of every frame, the object that is there; no part of what judges.
+
+    An attribute of a small thing is one label for the whole clip to the heads, and some tens of places to this: they learn
+    of a clip what they would need many for.
+    """
+
+    def __init__(self, probe):
+        super().__init__()
+        self.sizes = [1, *(len(worlds.ATTRIBUTES[name]) for name in presets.PROBE["things"])]
+        self.head = nn.Conv2d(probe.seen, sum(self.sizes), 1)
+
+    def loss(self, looks, boxes, things):
+        """Of looks [B, S, C, g, g], boxes [B, S, K, 4] in 0..1 of the picture and the attributes of things [B, K, A]."""
+        there = places(boxes, looks.shape[-1])
+        said = self.head(looks.flatten(0, 1)).unflatten(0, looks.shape[:2]).float()
+        whether, *names = said.split(self.sizes, 2)
+        clear = (there >= 0).float()
+        miss = F.binary_cross_entropy_with_logits(whether[:, :, 0], (there > 0).float(), reduction="none")
+        total = (miss * clear).sum() / clear.sum()
+        rows, frames, tops, lefts = (there > 0).nonzero(as_tuple=True)
+        if len(rows):
+            which = there[rows, frames, tops, lefts] - 1
+            for i, logits in enumerate(names):
+                total = total + F.cross_entropy(logits[rows, frames, :, tops, lefts], things[rows, which, i])
+        return total
+
+
+def places(boxes, grid):
+    """Whose box [B, S, K, 4] the middle of each of grid x grid cells is in: 1.. in the order of boxes, 0 for none, -1
+    where boxes overlap or end nearby: [B, S, grid, grid]."""
+    middle = (torch.arange(grid, device=boxes.device) + 0.5) / grid
+    left, top, right, bottom = boxes[..., None, None].unbind(3)
+    u, v = middle[None, :], middle[:, None]
+    margin = 0.4 / grid  # half a cell at least, so that the smallest have one
+    x, y = (left + right) / 2, (top + bottom) / 2
+    wide, high = (right - left) / 2, (bottom - top) / 2
+    real = (right > left)
+    inside = real & ((u - x).abs() < (0.8 * wide).clamp_min(margin)) & ((v - y).abs() < (0.8 * high).clamp_min(margin))
+    near = real & ((u - x).abs() < wide + margin) & ((v - y).abs() < high + margin)
+    whose = inside.float().argmax(2) + 1
+    return torch.where(inside.any(2) & (near.sum(2) == 1), whose, torch.where(near.any(2), -1, 0))
