@@ -22,7 +22,7 @@ def encode(tokenizer, texts):
 
 
 def object_cells(described, shape):
-    """Where the objects are in latents of `shape` [C, F, h, w], true where one is in the latent frame: [N, F, h, w]."""
+    """Where each object is in latents of `shape` [C, F, h, w], true where it is in the latent frame: [N, F, K, h, w]."""
     video = presets.VIDEO
     count, rows, columns = shape[1:]
     cell = presets.cell()
@@ -31,12 +31,28 @@ def object_cells(described, shape):
     v, u = torch.meshgrid(torch.arange(rows) + 0.5, torch.arange(columns) + 0.5, indexing="ij")
     # a cell counts when the object reaches to 0.6 cells from its middle
     near = ((u - left * columns > -0.6) & (u - right * columns < 0.6)
-            & (v - top * rows > -0.6) & (v - bottom * rows < 0.6)).any(2)
+            & (v - top * rows > -0.6) & (v - bottom * rows < 0.6))
     # frame 0 makes latent frame 0, each later latent frame stands for four frames
     return torch.cat([near[:, :1], near[:, 1:].unflatten(1, (count - 1, -1)).any(2)], 1)
 
 
 UNKNOWN = -100  # what cross entropy leaves out
+
+
+def whose(near):
+    """What `object_cells` says of each cell in one number: 1.. for one object, 0 for none, UNKNOWN for several."""
+    count = near.sum(2)
+    return torch.where(count > 1, UNKNOWN, torch.where(count == 1, near.float().argmax(2) + 1, 0))
+
+
+def things_of(described, most):
+    """The attributes presets.THINGS of up to `most` objects as indices in worlds.ATTRIBUTES, UNKNOWN where there is none:
+    [N, most, A]."""
+    things = torch.full((len(described), most, len(presets.THINGS)), UNKNOWN)
+    for row, scene in enumerate(described if presets.THINGS else ()):
+        for place, thing in enumerate(scene.get("objects", ())):
+            things[row, place] = torch.tensor([worlds.ATTRIBUTES[name].index(thing[name]) for name in presets.THINGS])
+    return things
 
 
 def attribute_indices(described):
@@ -65,14 +81,15 @@ DRAWN, FULL = 8, 3  # captions kept of a scene: with omissions, and full ones
 
 
 def about(described, tokenizer, rng, size):
-    """What is to be known of scenes beside their latents, as arrays: `near` [N, F, h, w] (`object_cells`), `attributes`
-    [N, A] (`attribute_indices`), token ids of `captions` [N, DRAWN, L] and `full` ones [N, FULL, L], `confusable` [N],
+    """What is to be known of scenes beside their latents, as arrays: `whose` [N, F, h, w] the latents' cells are, `things`
+    [N, K, A] what the objects are (`things_of`), `attributes` [N, A] (`attribute_indices`), token ids of `captions` [N, DRAWN, L] and `full` ones [N, FULL, L], `confusable` [N],
     the `scenes` as JSON."""
     width, height = presets.padded(size)
     cell, frames = presets.cell(), (presets.VIDEO["frames"] + 3) // 4
     drawn = [encode(tokenizer, [worlds.caption(scene, rng) for _ in range(DRAWN)]) for scene in described]
     full = [encode(tokenizer, [worlds.caption(scene, rng, full=True) for _ in range(FULL)]) for scene in described]
-    return {"near": object_cells(described, (1, frames, height // cell, width // cell)).numpy(),
+    near = object_cells(described, (1, frames, height // cell, width // cell))
+    return {"whose": whose(near).to(torch.int8).numpy(), "things": things_of(described, near.shape[2]).numpy(),
             "attributes": attribute_indices(described).numpy(),
             "captions": torch.stack(drawn).short().numpy(), "full": torch.stack(full).short().numpy(),
             "confusable": np.array([worlds.confusable(scene) for scene in described]),
@@ -82,7 +99,7 @@ def about(described, tokenizer, rng, size):
 class Group:
     """Cached clips of one size, as tensors on a device: latents [N, C, F, h, w] and what `about` returns."""
 
-    TENSORS = ("latents", "near", "attributes", "captions", "full", "confusable")
+    TENSORS = ("latents", "whose", "things", "attributes", "captions", "full", "confusable")
 
     def __init__(self, shard, device):
         for name in self.TENSORS:
@@ -145,7 +162,8 @@ class LatentData:
         return group.said(group.full, chosen), group.attributes[chosen]
 
     def batch(self, count):
-        """Latents [B, C, F, H, W], token ids [B, L], loss weights [B, 1, F, H, W], attributes [B, A].
+        """Latents [B, C, F, H, W], token ids [B, L], loss weights [B, 1, F, H, W], attributes [B, A], what stands at each
+        cell [B, F, H, W, 1 + A]: whether an object does, and its attributes (`standing`).
 
         Dropped captions are empty (only </s>).
         """
@@ -157,8 +175,19 @@ class LatentData:
         ids = torch.where(dropped, empty(ids), ids)
         # Objects fill few cells; without weights they are what the model learns last. Weights do not move the optimum
         # of the loss, a mean for every element.
-        weights = 1 + (self.weight - 1) * group.near[chosen][:, None].float()
-        return group.latents[chosen].float(), ids, weights, group.attributes[chosen]
+        cells = group.whose[chosen].long()
+        weights = 1 + (self.weight - 1) * (cells != 0)[:, None].float()
+        return (group.latents[chosen].float(), ids, weights, group.attributes[chosen],
+                standing(cells, group.things[chosen].long()))
+
+
+def standing(whose, things):
+    """Of cells that are `whose` [B, F, H, W] and things [B, K, A]: 1 where an object is, 0 where none, and its attributes,
+    UNKNOWN where it is unclear or there is none: [B, F, H, W, 1 + A]."""
+    one = whose > 0
+    rows = torch.arange(len(whose), device=whose.device).view(-1, 1, 1, 1)
+    said = torch.where(one[..., None], things[rows, (whose - 1).clamp_min(0)], UNKNOWN)
+    return torch.cat([torch.where(whose < 0, UNKNOWN, one.long())[..., None], said], -1)
 
 
 def empty(ids):

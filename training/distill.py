@@ -175,7 +175,7 @@ def main():
         loss.backward()
         losses.append(loss.detach())
         if step % 4 == 0:
-            latents, given_ids, weights, _ = data.batch(batch)
+            latents, given_ids, weights, *_ = data.batch(batch)
             x, level, target, mask = noised(latents, dict(options, given=1.0), rng)
             with autocast(device):
                 prediction = run(x, level, given_ids)

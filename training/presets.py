@@ -13,7 +13,7 @@ from pathlib import Path
 # What a model is: the world it shows, the sizes of its clips and its three networks.
 MEADOW = {
     "world": "meadow",
-    "video": {"sizes": [[128, 128], [176, 96]], "frames": 17, "fps": 12, "caption_tokens": 28},
+    "video": {"sizes": [[128, 128]], "frames": 17, "fps": 12, "caption_tokens": 28},
     "autoencoder": {
         "kind": "taehv",
         "image_channels": 3,
@@ -54,17 +54,18 @@ MEADOW = {
         "cross_attn_norm": True,
         "rope_max_seq_len": 1024,
     },
-    # pixels along the side of what it sees, channels; softened clips keep at least `softest` of 128 pixels; the attributes
-    # of each object that it has to name at the object's places
-    "probe": {"side": 64, "convolutions": [48, 96, 128, 160], "layers": 0, "softest": 40, "things": []},
+    # pixels along the side of what it sees, channels; softened clips keep at least `softest` of 128 pixels
+    "probe": {"side": 64, "convolutions": [48, 96, 128, 160], "layers": 0, "softest": 40},
+    # the attributes of each object that the probe and the denoiser learn to name where it stands; one object needs none
+    "things": [],
 }
 
 HARBOUR = copy.deepcopy(MEADOW)
 HARBOUR["world"] = "harbour"
 # Scenery has no detail finer than `grain` pixels: what latents do not hold a decoder blurs.
 HARBOUR["video"].update(sizes=[[128, 128], [176, 96]], caption_tokens=48, grain=3.0)
-HARBOUR["probe"] = {"side": 128, "convolutions": [64, 128, 128], "layers": 2, "width": 192, "softest": 72,
-                    "things": ["kind", "colour", "material", "size"]}
+HARBOUR["probe"] = {"side": 128, "convolutions": [64, 128, 128], "layers": 2, "width": 192, "softest": 72}
+HARBOUR["things"] = ["kind", "colour", "material", "size"]
 
 HARBOUR_LARGE = copy.deepcopy(HARBOUR)
 HARBOUR_LARGE["video"].update(sizes=[[256, 256], [320, 176], [176, 320]], frames=33, fps=16, grain=2.0)
@@ -90,7 +91,7 @@ CPU = {
               "fresh": 1, "workers": 0, "ahead": False, "report": 100, "bf16": False},
     "text": {"minutes": 2, "batch": 64, "lr": 1e-3, "muon_lr": 2e-3, "confusable": 0.3},
     "teacher": {"minutes": 65, "batch": 32, "lr": 1e-3, "muon_lr": 2e-3, "ema": 0.995, "given": 0.15,
-                "naming": 0.1, "reading": 0.1, "confusable": 0.15, "bake": 1.0, "guidance": 2.5},
+                "naming": 0.1, "placing": 0.1, "reading": 0.1, "confusable": 0.15, "bake": 1.0, "guidance": 2.5},
     "distill": {"minutes": 15, "batch": 16, "lr": 3e-4, "muon_lr": 5e-4, "ema": 0.98, "given": 0.15, "guidance": 3.0,
                 "steps": 4, "substeps": 2, "walkers": 8, "replay": 3, "keep": 2048},
 }
@@ -110,7 +111,8 @@ PRESETS = {"cpu": CPU, "gpu": GPU}
 
 
 def use(model):
-    """Makes a model's parts the module's MODEL, WORLD, VIDEO, AUTOENCODER, TEXT_ENCODER, TRANSFORMER and PROBE."""
+    """Makes a model's parts the module's MODEL, WORLD, VIDEO, AUTOENCODER, TEXT_ENCODER, TRANSFORMER, PROBE and
+    THINGS."""
     globals().update({part.upper(): value for part, value in MODELS[model].items()}, MODEL=model)
 
 

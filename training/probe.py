@@ -19,7 +19,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from . import presets, worlds
-from .data import UNKNOWN, attribute_indices, naming_loss, share_right
+from .data import UNKNOWN, attribute_indices, naming_loss, share_right, things_of
 from .judge import network
 from .optim import Muon, groups
 from .precision import autocast
@@ -46,13 +46,8 @@ def lessons(clips, described):
     [N, 5, K, 4] of the objects in these frames; what the objects are [N, K, things], UNKNOWN for none."""
     count, height, width = clips.shape[1], *clips.shape[3:]
     boxes = worlds.object_boxes(described, width, height, count, presets.VIDEO["fps"])[:, looked_at(count)]
-    things = torch.full((len(described), boxes.shape[2], len(presets.PROBE["things"])), UNKNOWN)
-    for row, scene in enumerate(described if presets.PROBE["things"] else ()):
-        for place, thing in enumerate(scene.get("objects", ())):
-            things[row, place] = torch.tensor([worlds.ATTRIBUTES[name].index(thing[name])
-                                               for name in presets.PROBE["things"]])
     answers = attribute_indices([worlds.readings(scene)[0] for scene in described])
-    return (seen(clips) * 255).round().byte(), answers, boxes, things
+    return (seen(clips) * 255).round().byte(), answers, boxes, things_of(described, boxes.shape[2])
 
 
 LESSON = ("frames", "answers", "boxes", "things")  # what `lessons` returns, as files call it
@@ -141,7 +136,7 @@ def main():
     torch.manual_seed(options["seed"] + 70)
     rng = random.Random(options["seed"] + 71)
     probe, before = network.build().to(device), 0
-    where = network.Places(probe).to(device) if presets.PROBE["things"] else None
+    where = network.Places(probe).to(device) if presets.THINGS else None
     if (work / "probe.pt").exists():
         probe.load_state_dict(torch.load(work / "probe.pt", map_location=device))
         before = json.loads((work / "probe.json").read_text())["steps"]

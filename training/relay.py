@@ -87,8 +87,15 @@ class Beside:
         self.running.append(subprocess.Popen(command + ["--threads", "1"], env=dict(os.environ, **threads)))
 
     def render(self):
+        """Each renderer has a core of its own: beside them on all cores a teacher made 8 steps a second instead of 10."""
+        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        apart = 0 < self.args.renderers < len(cores)
         for number in range(self.args.renderers):
             self.start("--ahead", "--part", f"{number}/{self.args.renderers}", "--device", "cpu", alone=True)
+            if apart:
+                os.sched_setaffinity(self.running[-1].pid, {cores[-1 - number]})
+        if apart:
+            os.sched_setaffinity(0, cores[:-self.args.renderers])  # of the stages to come, too
 
     def encode(self):
         """Goes on making latents, of what is rendered ahead or of its own clips."""

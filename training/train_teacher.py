@@ -23,7 +23,7 @@ import time
 import torch
 
 from . import distributed, presets, sampling, tokenizer as tokenizers, worlds
-from .data import LatentData, empty, given_frames, shifted
+from .data import LatentData, empty, given_frames, naming_loss, shifted
 from .make_latents import load_autoencoder
 from .model import TextToVideo
 from .optim import Muon, groups
@@ -85,8 +85,29 @@ def show(model, tokenizer, autoencoder, path, guidance, sigmas, device, prompts=
     return clips
 
 
+class Standing(torch.nn.Linear):
+    """Names, from the hidden state of each token, what stands at its four cells: whether an object does, and which
+    (`data.standing`).
+
+    To the flow-matching loss a red ball beside a blue cube is a few cells of hundreds. Aligning early blocks with what
+    the clean picture shows made diffusion transformers learn many times faster (Yu et al., "Representation alignment for
+    generation", 2024, with features of a pretrained encoder); here the world itself knows.
+    """
+
+    def __init__(self, width):
+        self.sizes = [2, *(len(worlds.ATTRIBUTES[name]) for name in presets.THINGS)]
+        super().__init__(width, 4 * sum(self.sizes))
+
+    def loss(self, hidden, cells):
+        """Of hidden states [B, tokens, D] and `data.standing` [B, F, H, W, 1 + A]."""
+        batch, frames, rows, columns = cells.shape[:4]
+        said = self(hidden).view(batch, frames, rows // 2, columns // 2, 2, 2, -1).transpose(3, 4)
+        said = said.reshape(-1, sum(self.sizes)).float().split(self.sizes, -1)
+        return sum(naming_loss(logits, cells[..., i].flatten()) for i, logits in enumerate(said))
+
+
 class Trained(torch.nn.Module):
-    """The model, and two heads that are no part of it.
+    """The model, and heads that are no part of it.
 
     The object is small in the picture and its words reach the flow-matching loss late. Having to name the attributes
     from every token's hidden state makes the first blocks fetch them from the text at once. And a caption's last state
@@ -99,12 +120,14 @@ class Trained(torch.nn.Module):
         self.model, config = model, model.transformer.config
         self.head = AttributeReader(config.num_attention_heads * config.attention_head_dim)
         self.reader = AttributeReader(model.text_encoder.config.d_model)
+        self.standing = Standing(config.num_attention_heads * config.attention_head_dim) if presets.THINGS else None
 
-    def forward(self, x, sigmas, ids, attributes, captions, said):
-        """Velocity, the naming loss, and the reading loss of full captions."""
+    def forward(self, x, sigmas, ids, attributes, cells, captions, said):
+        """Velocity, the naming loss, the placing loss, and the reading loss of full captions."""
         prediction, hidden = self.model(x, sigmas, ids, 1)
         reading = self.reader.loss(last_states(self.model, captions), said)
-        return prediction, self.head.loss(hidden, attributes), reading
+        placing = self.standing.loss(hidden, cells) if self.standing else torch.zeros_like(reading)
+        return prediction, self.head.loss(hidden, attributes), placing, reading
 
 
 def main():
@@ -125,7 +148,7 @@ def main():
     step, spent, log = 0, 0.0, []
     if state_path.exists():
         state = torch.load(state_path, map_location=device)
-        both.load_state_dict(state["both"], strict=False)  # older states have no reader
+        both.load_state_dict(state["both"], strict=False)  # older states have fewer heads
         ema.load_state_dict(state["ema"])
         optimiser.load_state_dict(state["optimiser"])
         step, spent, log = state["step"], state["spent"], state["log"]
@@ -147,7 +170,7 @@ def main():
     while clock.running():
         elapsed, done = clock.elapsed, clock.done
         optimiser.set_scale(min((step + 1) / 60, 1.0, max(1.0 - done, 0.0) / 0.3 + 0.01))
-        latents, ids, weights, attributes = data.batch(options["batch"] // world)
+        latents, ids, weights, attributes, cells = data.batch(options["batch"] // world)
         baking = done > options["bake"]
         if baking and frozen is None:
             frozen, data.dropout = copy.deepcopy(ema), 0.0
@@ -158,10 +181,11 @@ def main():
                 difference = frozen(x, sigmas, ids) - frozen(x, sigmas, empty(ids))
                 target = target + (options["guidance"] - 1) * difference
         with autocast(device):
-            prediction, named, read = run(x, sigmas, ids, attributes, *data.captions(2 * len(x)))
+            prediction, named, placed, read = run(x, sigmas, ids, attributes, cells, *data.captions(2 * len(x)))
         loss = masked_loss(prediction.float(), target, mask * weights)
-        (loss + options["naming"] * max(1 - 1.5 * done, 0.1) * named + options["reading"] * read).backward()
-        values = torch.stack([loss, named, read]).detach()
+        told = options["naming"] * named + options["placing"] * placed
+        (loss + max(1 - 1.5 * done, 0.1) * told + options["reading"] * read).backward()
+        values = torch.stack([loss, named, placed, read]).detach()
         torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
         optimiser.step()
         both.zero_grad(set_to_none=True)
@@ -176,7 +200,7 @@ def main():
             continue
         if step % 50 == 0:
             print(f"step {step} {elapsed:.0f} s loss {log[-1][2]:.4f} naming {log[-1][3]:.3f} "
-                  f"reading {log[-1][4]:.3f} clips {len(data)}", flush=True)
+                  f"placing {log[-1][4]:.3f} reading {log[-1][5]:.3f} clips {len(data)}", flush=True)
         if time.time() - last_save > 180:
             last_save = time.time()
             save(state_path, both=both, ema=ema, optimiser=optimiser, step=step, spent=elapsed, log=log)

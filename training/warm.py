@@ -36,9 +36,10 @@ def warm(device, teacher, distill, eager=False):
     for size in presets.VIDEO["sizes"]:
         x, sigmas, ids = inputs(teacher["batch"], size, device)
         attributes = torch.zeros(len(x), len(both.head.sizes), dtype=torch.long, device=device)
+        cells = torch.zeros(len(x), *x.shape[2:], 1 + len(presets.THINGS), dtype=torch.long, device=device)
         with autocast(device):
-            prediction, named, read = both(x, sigmas, ids, attributes, ids, attributes)
-        (prediction.float().square().mean() + named + read).backward()
+            prediction, *told = both(x, sigmas, ids, attributes, cells, ids, attributes)
+        (prediction.float().square().mean() + sum(told)).backward()
         for count in {2 * distill["batch"], distill["batch"]}:
             with autocast(device):
                 prediction = model(*inputs(count, size, device))

@@ -102,7 +102,7 @@ class Places(nn.Module):
 
     def __init__(self, probe):
         super().__init__()
-        self.sizes = [1, *(len(worlds.ATTRIBUTES[name]) for name in presets.PROBE["things"])]
+        self.sizes = [1, *(len(worlds.ATTRIBUTES[name]) for name in presets.THINGS)]
         self.head = nn.Conv2d(probe.seen, sum(self.sizes), 1)
 
     def loss(self, looks, boxes, things):
