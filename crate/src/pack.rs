@@ -22,7 +22,6 @@ use crate::model::layout::{self, Expected, Role};
 use crate::model::manifest::{
     DType, MAX_SHARD_BYTES, Manifest, SCHEMA_VERSION, TENSOR_ALIGNMENT, TensorInfo, TensorPart,
 };
-use crate::model::plan::ModelNeeds;
 use crate::model::shards::{named, sha256_hex};
 use crate::model::{floats, quant, validate};
 use crate::text::umt5::TABLE;
@@ -30,6 +29,7 @@ use crate::text::umt5::TABLE;
 mod convert;
 mod lora;
 mod names;
+mod needs;
 mod prune;
 mod published;
 pub mod registry;
@@ -39,6 +39,7 @@ mod staging;
 mod writer;
 
 pub use lora::Lora;
+use needs::ModelNeeds;
 pub use prune::Keep;
 use prune::{Pruned, prune};
 pub use published::{PackedPublished, Progress, Published, estimate_published, pack_published};

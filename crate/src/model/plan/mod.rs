@@ -42,7 +42,6 @@ use serde::Serialize;
 pub use bytes::Bytes;
 pub use limits::Limits;
 pub use needs::ClipNeeds;
-pub(crate) use needs::ModelNeeds;
 
 use crate::error::Result;
 use crate::model::layout::Part;
