@@ -22,7 +22,7 @@ def encode(tokenizer, texts):
 
 
 def object_cells(described, shape):
-    """Where each object is in latents of `shape` [C, F, h, w], true where it is in the latent frame: [N, F, K, h, w]."""
+    """Where each object is in latents of `shape` [C, F, h, w], true where it is in the frame: [N, F, K, h, w]."""
     video = presets.VIDEO
     count, rows, columns = shape[1:]
     cell = presets.cell()
@@ -46,8 +46,8 @@ def whose(near):
 
 
 def things_of(described, most):
-    """The attributes presets.THINGS of up to `most` objects as indices in worlds.ATTRIBUTES, UNKNOWN where there is none:
-    [N, most, A]."""
+    """The attributes presets.THINGS of up to `most` objects as indices in worlds.ATTRIBUTES, UNKNOWN where there is
+    none: [N, most, A]."""
     things = torch.full((len(described), most, len(presets.THINGS)), UNKNOWN)
     for row, scene in enumerate(described if presets.THINGS else ()):
         for place, thing in enumerate(scene.get("objects", ())):
@@ -81,9 +81,9 @@ DRAWN, FULL = 8, 3  # captions kept of a scene: with omissions, and full ones
 
 
 def about(described, tokenizer, rng, size):
-    """What is to be known of scenes beside their latents, as arrays: `whose` [N, F, h, w] the latents' cells are, `things`
-    [N, K, A] what the objects are (`things_of`), `attributes` [N, A] (`attribute_indices`), token ids of `captions` [N, DRAWN, L] and `full` ones [N, FULL, L], `confusable` [N],
-    the `scenes` as JSON."""
+    """What is to be known of scenes beside their latents, as arrays: `whose` [N, F, h, w] the latents' cells are,
+    `things` [N, K, A] what the objects are (`things_of`), `attributes` [N, A] (`attribute_indices`), token ids of
+    `captions` [N, DRAWN, L] and `full` ones [N, FULL, L], `confusable` [N], the `scenes` as JSON."""
     width, height = presets.padded(size)
     cell, frames = presets.cell(), (presets.VIDEO["frames"] + 3) // 4
     drawn = [encode(tokenizer, [worlds.caption(scene, rng) for _ in range(DRAWN)]) for scene in described]
@@ -162,8 +162,8 @@ class LatentData:
         return group.said(group.full, chosen), group.attributes[chosen]
 
     def batch(self, count):
-        """Latents [B, C, F, H, W], token ids [B, L], loss weights [B, 1, F, H, W], attributes [B, A], what stands at each
-        cell [B, F, H, W, 1 + A]: whether an object does, and its attributes (`standing`).
+        """Latents [B, C, F, H, W], token ids [B, L], loss weights [B, 1, F, H, W], attributes [B, A], what stands at
+        each cell [B, F, H, W, 1 + A]: whether an object does, and its attributes (`standing`).
 
         Dropped captions are empty (only </s>).
         """
@@ -182,8 +182,8 @@ class LatentData:
 
 
 def standing(whose, things):
-    """Of cells that are `whose` [B, F, H, W] and things [B, K, A]: 1 where an object is, 0 where none, and its attributes,
-    UNKNOWN where it is unclear or there is none: [B, F, H, W, 1 + A]."""
+    """Of cells that are `whose` [B, F, H, W] and things [B, K, A]: 1 where an object is, 0 where none, and its
+    attributes, UNKNOWN where it is unclear or there is none: [B, F, H, W, 1 + A]."""
     one = whose > 0
     rows = torch.arange(len(whose), device=whose.device).view(-1, 1, 1, 1)
     said = torch.where(one[..., None], things[rows, (whose - 1).clamp_min(0)], UNKNOWN)

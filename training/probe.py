@@ -3,10 +3,10 @@
     python -m training.probe [--preset cpu] [--minutes 4] [--set workers=1 --set fresh=3]
 
 It learns from rendered clips only, seen at reduced size and after a random blur and noise, so that a generated clip's
-softness is not what decides. The network is in `judge/network.py`. Of each batch, `fresh` groups of eight clips are new ones; `workers` processes render them, or the training itself does; with --set ahead=true it takes what
-`make_latents --set seen=true` leaves behind instead. Resumes from probe-state.pt. Writes
-probe.pt, one that is there is trained on, and probe.json: the share of held-out renders named right per attribute, and
-what was taken for what.
+softness is not what decides. The network is in `judge/network.py`. Of each batch, `fresh` groups of eight clips are new
+ones; `workers` processes render them, or the training itself does; with --set ahead=true it takes what `make_latents
+--set seen=true` leaves behind instead. Resumes from probe-state.pt. Writes probe.pt, one that is there is trained on,
+and probe.json: the share of held-out renders named right per attribute, and what was taken for what.
 """
 
 import json
@@ -42,8 +42,8 @@ def seen(clips):
 
 
 def lessons(clips, described):
-    """What there is to learn of clips [N, T, 3, H, W]: the frames seen, as bytes; the attributes [N, A] to name; the boxes
-    [N, 5, K, 4] of the objects in these frames; what the objects are [N, K, things], UNKNOWN for none."""
+    """What there is to learn of clips [N, T, 3, H, W]: the frames seen, as bytes; the attributes [N, A] to name; the
+    boxes [N, 5, K, 4] of the objects in these frames; what the objects are [N, K, things], UNKNOWN for none."""
     count, height, width = clips.shape[1], *clips.shape[3:]
     boxes = worlds.object_boxes(described, width, height, count, presets.VIDEO["fps"])[:, looked_at(count)]
     answers = attribute_indices([worlds.readings(scene)[0] for scene in described])

@@ -87,7 +87,7 @@ class Beside:
         self.running.append(subprocess.Popen(command + ["--threads", "1"], env=dict(os.environ, **threads)))
 
     def render(self):
-        """Each renderer has a core of its own: beside them on all cores a teacher made 8 steps a second instead of 10."""
+        """Each renderer has a core of its own: with all of them on all cores a teacher made 8 steps a second, not 10."""
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
         apart = 0 < self.args.renderers < len(cores)
         for number in range(self.args.renderers):

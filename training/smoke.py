@@ -63,8 +63,8 @@ def stages(common, folder):
             ahead = Path(folder) / "ahead"
             ahead.mkdir()
             shutil.copy(Path(folder) / "tokenizer.json", ahead)
-            run("make_latents", *[str(ahead) if word == folder else word for word in common], "--ahead", "--minutes", "1",
-                *changed(["clips=16", "shard=8", "batch=4"]))
+            elsewhere = [str(ahead) if word == folder else word for word in common]
+            run("make_latents", *elsewhere, "--ahead", "--minutes", "1", *changed(["clips=16", "shard=8", "batch=4"]))
             for name in ("decoder-state.pt", "decoder-clock.json"):  # or its time would be over
                 (Path(folder) / name).unlink()
             run(*decoder, "--rendered", str(ahead))

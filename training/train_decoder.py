@@ -100,7 +100,7 @@ class Guesses:
 def main():
     parser = presets.arguments("decoder", __doc__)
     parser.add_argument("--behind", metavar="NAME", help="learn from latents of this student's making too")
-    parser.add_argument("--rendered", type=Path, metavar="FOLDER", help="clips-NNNN.npy and about-NNNN.npz to learn from")
+    parser.add_argument("--rendered", type=Path, metavar="FOLDER", help="clips-NNNN.npy, about-NNNN.npz to learn from")
     args = parser.parse_args()
     options, work = presets.settings(args), presets.work_dir(args.work)
     device = options["device"]
