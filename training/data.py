@@ -21,17 +21,23 @@ def encode(tokenizer, texts):
     return ids
 
 
+def reached(boxes, rows, columns, margin):
+    """Cells whose middle is in a box [..., K, 4] in 0..1 of the picture or less than `margin` cells from it:
+    [..., K, rows, columns]."""
+    left, top, right, bottom = boxes[..., None, None].unbind(-3)
+    v, u = (torch.arange(length, device=boxes.device) + 0.5 for length in (rows, columns))
+    v = v[:, None]
+    return ((u - left * columns > -margin) & (u - right * columns < margin)
+            & (v - top * rows > -margin) & (v - bottom * rows < margin))
+
+
 def object_cells(described, shape):
     """Where each object is in latents of `shape` [C, F, h, w], true where it is in the frame: [N, F, K, h, w]."""
     video = presets.VIDEO
     count, rows, columns = shape[1:]
     cell = presets.cell()
     boxes = worlds.object_boxes(described, columns * cell, rows * cell, video["frames"], video["fps"])
-    left, top, right, bottom = boxes[..., None, None].unbind(3)
-    v, u = torch.meshgrid(torch.arange(rows) + 0.5, torch.arange(columns) + 0.5, indexing="ij")
-    # a cell counts when the object reaches to 0.6 cells from its middle
-    near = ((u - left * columns > -0.6) & (u - right * columns < 0.6)
-            & (v - top * rows > -0.6) & (v - bottom * rows < 0.6))
+    near = reached(boxes, rows, columns, 0.6)
     # frame 0 makes latent frame 0, each later latent frame stands for four frames
     return torch.cat([near[:, :1], near[:, 1:].unflatten(1, (count - 1, -1)).any(2)], 1)
 

@@ -12,8 +12,8 @@ const SITE = process.env.KINORA_SITE ?? fileURLToPath(new URL('../../web/dist', 
 export const TINY = 'model=tiny';
 
 /**
- * @param {{gpu?: 'hardware' | 'software' | 'any', arguments?: string[], base?: string, shardBytes?: number}} options passed to the browser,
- * the server and the tiny model
+ * @param {{gpu?: 'hardware' | 'software' | 'any', arguments?: string[], base?: string, shardBytes?: number}} options passed
+ * to the browser, the server and the tiny model; $KINORA_GPU names another `gpu` where the test names none
  */
 export async function start({
 	gpu = process.env.KINORA_GPU ?? 'software',

@@ -10,6 +10,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from .. import presets, worlds
+from ..data import reached
 
 SEEN = 5  # frames
 
@@ -124,14 +125,9 @@ class Places(nn.Module):
 def places(boxes, grid):
     """Whose box [B, S, K, 4] the middle of each of grid x grid cells is in: 1.. in the order of boxes, 0 for none, -1
     where boxes overlap or end nearby: [B, S, grid, grid]."""
-    middle = (torch.arange(grid, device=boxes.device) + 0.5) / grid
-    left, top, right, bottom = boxes[..., None, None].unbind(3)
-    u, v = middle[None, :], middle[:, None]
-    margin = 0.4 / grid  # half a cell at least, so that the smallest have one
-    x, y = (left + right) / 2, (top + bottom) / 2
-    wide, high = (right - left) / 2, (bottom - top) / 2
-    real = (right > left)
-    inside = real & ((u - x).abs() < (0.8 * wide).clamp_min(margin)) & ((v - y).abs() < (0.8 * high).clamp_min(margin))
-    near = real & ((u - x).abs() < wide + margin) & ((v - y).abs() < high + margin)
+    middle, half = (boxes[..., :2] + boxes[..., 2:]) / 2, (boxes[..., 2:] - boxes[..., :2]) / 2
+    half = (0.8 * half).clamp_min(0.4 / grid)  # the smallest have a cell, too
+    inside = reached(torch.cat([middle - half, middle + half], -1), grid, grid, 0.0)
+    near = reached(boxes, grid, grid, 0.4)
     whose = inside.float().argmax(2) + 1
     return torch.where(inside.any(2) & (near.sum(2) == 1), whose, torch.where(near.any(2), -1, 0))
