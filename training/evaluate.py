@@ -2,10 +2,10 @@
 
     python -m training.evaluate [--sources renders,autoencoder,teacher,student,packed=FOLDER] [--prompts 200] [--seed 6]
 
-All on combinations of attributes never trained on: `--prompts` full captions judged by the probe (`probe.py`), the
-Fréchet distance of the same clips to the renders of the same scenes in the probe's features, and physics by tracking
-(`judge/`) on `--measured` clips of each kind. Ten prompts (`--sheet`) of the first source that is no render become
-reports/heldout.png, for the eye. Whoever chooses between weights should do so by other values of `--seed` and
+All on combinations of attributes never trained on, at every size of the model: `--prompts` full captions judged by the
+probe (`probe.py`), the Fréchet distance of the same clips to the renders of the same scenes in the probe's features, and
+physics by tracking (`judge/`) on `--measured` clips of each kind. Ten prompts (`--sheet`) of the first source that is no
+render become reports/heldout.png, and heldout-WxH.png at the other sizes, for the eye. Whoever chooses between weights should do so by other values of `--seed` and
 `--sheet` than the defaults. Writes evaluation.json into the work folder, or to `--out`; `judge/report.py` makes the
 tables of the model card from it.
 """
@@ -30,12 +30,37 @@ def open_source(text, work, tokenizer, args, device):
     if kind == "autoencoder":
         return sources.Reconstructions(load_autoencoder(work, "cpu"), device)
     if kind == "teacher":
-        return sources.teacher(work, tokenizer, int(value or args.steps), args.guidance, device)
+        return sources.teacher(work, tokenizer, int(value or args.steps), args.guidance, device,
+                               quick=not args.eager)
     if kind == "student":
         return sources.student(work, tokenizer, value or "student", device)
     if kind == "packed":
         return sources.packed(Path(value), tokenizer, device)
     raise SystemExit(f"unknown source {text!r}: renders, autoencoder, teacher[=STEPS], student[=NAME] or packed=FOLDER")
+
+
+def sizes_of(text):
+    """Those that --size names, or all of the model's."""
+    offered = presets.VIDEO["sizes"]
+    chosen = [[int(side) for side in size.split("x")] for size in text.split(",")] if text else offered
+    for size in chosen:
+        if size not in offered:
+            raise SystemExit(f"--size {text}: the model's sizes are {', '.join(named(each) for each in offered)}")
+    return chosen
+
+
+def named(size):
+    return f"{size[0]}x{size[1]}"
+
+
+def draw_sheet(source, probe, size, seed):
+    """Six frames of each of ten held-out prompts, and what the probe misses in them."""
+    prompts, described = zip(*worlds.held_out_prompts(seed=seed))
+    clips = source.clips(prompts, described, range(100 * seed, 100 * seed + 10), size)
+    first = size == presets.VIDEO["sizes"][0]
+    contact_sheet(clips, prompts, REPORTS / ("heldout.png" if first else f"heldout-{named(size)}.png"))
+    for prompt, wrong in zip(prompts, measure.misses(probe, clips, described)):
+        print(f"probe misses {', '.join(wrong) or 'nothing'}: {prompt}", flush=True)
 
 
 def confusable_right(source, probe, hard, seed, size):
@@ -52,7 +77,7 @@ def main():
     parser.add_argument("--prompts", type=int, default=200, help="how many the probe judges")
     parser.add_argument("--confusable", type=int, default=50, help="prompts in which two words could change places")
     parser.add_argument("--measured", type=int, default=24, help="clips of each kind of physics")
-    parser.add_argument("--size", metavar="WxH", help="one of the model's sizes, its first if absent")
+    parser.add_argument("--size", metavar="WxH,..", help="some of the model's sizes, all of them if absent")
     parser.add_argument("--seed", type=int, default=6, help="draws the prompts")
     parser.add_argument("--sheet", type=int, default=4, help="draws the ten prompts of the sheet")
     parser.add_argument("--steps", type=int, default=50, help="of the teacher")
@@ -63,9 +88,7 @@ def main():
     device, work = presets.settings(args)["device"], presets.work_dir(args.work)
     if args.card:
         report.check(args.card)  # now, not after all the work
-    size = [int(side) for side in args.size.split("x")] if args.size else presets.VIDEO["sizes"][0]
-    if list(size) not in presets.VIDEO["sizes"]:
-        raise SystemExit(f"--size {args.size}: the model's sizes are {presets.VIDEO['sizes']}")
+    sizes = sizes_of(args.size)
     tokenizer = tokenizers.load(work)
     probe = probes.load(work, device)
     judged = [open_source(text, work, tokenizer, args, device) for text in args.sources.split(",")]
@@ -74,42 +97,38 @@ def main():
         raise SystemExit(f"two sources have the same name: {', '.join(names)}")
 
     sheet = next((source for source in judged if source.steps), None)
-    if sheet:
-        prompts, described = zip(*worlds.held_out_prompts(seed=args.sheet))
-        clips = sheet.clips(prompts, described, range(100 * args.sheet, 100 * args.sheet + 10), size)
-        contact_sheet(clips, prompts, REPORTS / "heldout.png")
-        for prompt, wrong in zip(prompts, measure.misses(probe, clips, described)):
-            print(f"probe misses {', '.join(wrong) or 'nothing'}: {prompt}", flush=True)
-
     prompts, described = measure.held_out_captions(args.prompts, args.seed)
-    seeds = range(200 * args.seed, 200 * args.seed + len(prompts))
-    renders = sources.Renders(device)
-    real = measure.features(probe, renders.clips(prompts, described, seeds, size))
-    # another set of scenes shows what distance chance alone makes
     other = measure.held_out_captions(args.prompts, args.seed + 1000)
-    chance = distances.frechet(measure.features(probe, renders.clips(*other, seeds, size)), real)
     hard = measure.confusable_captions(args.confusable, args.seed) if args.confusable else None
-    table = {}
-    for source in judged:
-        start = time.time()
-        clips = source.clips(prompts, described, seeds, size)
-        wrong = measure.misses(probe, clips, described)
-        table[source.name] = {
-            "steps": source.steps,
-            "right": measure.adherence(wrong, described),
-            "frechet": round(distances.frechet(measure.features(probe, clips), real), 3),
-            "confusable": confusable_right(source, probe, hard, args.seed, size) if hard else None,
-            "physics": measure.measured(source, args.measured, args.seed, size) if args.measured else {},
-            "seconds": round(time.time() - start),
-        }
-        note(work, f"evaluation of {source.name}: {table[source.name]}")
+    seeds = range(200 * args.seed, 200 * args.seed + len(prompts))
+    renders, at = sources.Renders(device), {}
+    for size in sizes:
+        if sheet:
+            draw_sheet(sheet, probe, size, args.sheet)
+        real = measure.features(probe, renders.clips(prompts, described, seeds, size))
+        # another set of scenes shows what distance chance alone makes
+        chance = distances.frechet(measure.features(probe, renders.clips(*other, seeds, size)), real)
+        table = {}
+        at[named(size)] = {"frechet_of_other_renders": round(chance, 3), "sources": table}
+        for source in judged:
+            start = time.time()
+            clips = source.clips(prompts, described, seeds, size)
+            wrong = measure.misses(probe, clips, described)
+            table[source.name] = {
+                "steps": source.steps,
+                "right": measure.adherence(wrong, described),
+                "frechet": round(distances.frechet(measure.features(probe, clips), real), 3),
+                "confusable": confusable_right(source, probe, hard, args.seed, size) if hard else None,
+                "physics": measure.measured(source, args.measured, args.seed, size) if args.measured else {},
+                "seconds": round(time.time() - start),
+            }
+            note(work, f"evaluation of {source.name} at {named(size)}: {table[source.name]}")
     command = (f"python -m training.evaluate --model {args.model} --prompts {args.prompts} "
                f"--confusable {args.confusable} --measured {args.measured} "
-               f"--size {size[0]}x{size[1]} --seed {args.seed} --sheet {args.sheet} --guidance {args.guidance:g}")
+               f"--size {','.join(map(named, sizes))} --seed {args.seed} --sheet {args.sheet} --guidance {args.guidance:g}")
     facts = {"prompts": args.prompts, "seed": args.seed, "measured": args.measured, "confusable": args.confusable,
-             "sheet": args.sheet, "size": size,
-             "frechet_of_other_renders": round(chance, 3), "true": worlds.TRUE, "date": time.strftime("%Y-%m-%d"),
-             "command": command, "probe": json.loads((work / "probe.json").read_text()), "sources": table}
+             "sheet": args.sheet, "true": worlds.TRUE, "date": time.strftime("%Y-%m-%d"), "command": command,
+             "probe": json.loads((work / "probe.json").read_text()), "at": at}
     out = args.out or work / "evaluation.json"
     out.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     if args.card:

@@ -189,7 +189,7 @@ def check():
     model = TextToVideo(300, dict(presets.TRANSFORMER, num_layers=2)).eval()
     torch.nn.init.normal_(model.transformer.proj_out.weight, std=0.05)
     ids = torch.tensor([[5, 6, 7, 1, 0, 0], [9, 1, 0, 0, 0, 0]])
-    latents, sigmas = torch.randn(2, presets.TRANSFORMER["in_channels"], 5, 8, 8), torch.rand(2, 5)
+    latents, sigmas = torch.randn(2, presets.TRANSFORMER["in_channels"], 5, 6, 10), torch.rand(2, 5)
     with torch.no_grad():
         text, lengths = model.encode_text(ids)
         alone = model.text_encoder(input_ids=ids[1:, :2]).last_hidden_state[0]

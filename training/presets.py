@@ -13,7 +13,7 @@ from pathlib import Path
 # What a model is: the world it shows, the sizes of its clips and its three networks.
 MEADOW = {
     "world": "meadow",
-    "video": {"sizes": [[128, 128]], "frames": 17, "fps": 12, "caption_tokens": 28},
+    "video": {"sizes": [[128, 128], [176, 96]], "frames": 17, "fps": 12, "caption_tokens": 28},
     "autoencoder": {
         "kind": "taehv",
         "image_channels": 3,
@@ -63,7 +63,7 @@ MEADOW = {
 HARBOUR = copy.deepcopy(MEADOW)
 HARBOUR["world"] = "harbour"
 # Scenery has no detail finer than `grain` pixels: what latents do not hold a decoder blurs.
-HARBOUR["video"].update(sizes=[[128, 128], [176, 96]], caption_tokens=48, grain=3.0)
+HARBOUR["video"].update(caption_tokens=48, grain=3.0)
 HARBOUR["probe"] = {"side": 128, "convolutions": [64, 128, 128], "layers": 2, "width": 192, "softest": 72}
 HARBOUR["things"] = ["kind", "colour", "material", "size"]
 

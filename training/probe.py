@@ -44,8 +44,8 @@ def seen(clips):
 def lessons(clips, described):
     """What there is to learn of clips [N, T, 3, H, W]: the frames seen, as bytes; the attributes [N, A] to name; the
     boxes [N, 5, K, 4] of the objects in these frames; what the objects are [N, K, things], UNKNOWN for none."""
-    count, height, width = clips.shape[1], *clips.shape[3:]
-    boxes = worlds.object_boxes(described, width, height, count, presets.VIDEO["fps"])[:, looked_at(count)]
+    video, (height, width) = presets.VIDEO, clips.shape[3:]
+    boxes = worlds.object_boxes(described, width, height, video["frames"], video["fps"])[:, looked_at(video["frames"])]
     answers = attribute_indices([worlds.readings(scene)[0] for scene in described])
     return (seen(clips) * 255).round().byte(), answers, boxes, things_of(described, boxes.shape[2])
 
@@ -74,9 +74,10 @@ def roughened(clips, softest):
 
 
 def rendered(rng, count, device, eager):
-    """`lessons` of clips of one of the model's sizes."""
+    """`lessons` of clips of one of the model's sizes; the frames that are not looked at are not rendered."""
     described = [worlds.random_scene(rng, allow_held_out=True) for _ in range(count)]
-    return lessons(worlds.clips(described, device, eager, rng.choice(presets.VIDEO["sizes"])).cpu(), described)
+    size, frames = rng.choice(presets.VIDEO["sizes"]), len(looked_at(presets.VIDEO["frames"]))
+    return lessons(worlds.clips(described, device, eager, size, frames).cpu(), described)
 
 
 def seen_path(work, index):

@@ -8,11 +8,14 @@ import importlib
 from . import presets
 
 
-def clips(described, device="cpu", eager=False, size=None):
-    """Clips [B, T, 3, H, W] of scenes at `size` (width, height), the model's first if absent, padded to tokens."""
+def clips(described, device="cpu", eager=False, size=None, frames=None):
+    """Clips [B, T, 3, H, W] of scenes at `size` (width, height), the model's first if absent, padded to tokens. With
+    `frames` only so many, from the first to the last at equal distances."""
     video = presets.VIDEO
     width, height = presets.padded(size or video["sizes"][0])
-    return __getattr__("render")(described, width, height, video["frames"], video["fps"], device, eager)
+    frames = frames or video["frames"]
+    fps = video["fps"] * (frames - 1) / (video["frames"] - 1)
+    return __getattr__("render")(described, width, height, frames, fps, device, eager)
 
 
 def scene_like(rng, wanted, tries=50, **options):

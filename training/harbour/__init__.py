@@ -27,7 +27,8 @@ def random_scene(rng, allow_held_out=False, **fixed):
 
 def render(described, width, height, frames, fps, device="cpu", eager=False):
     """Clips [B, T, 3, H, W]; there is nothing to compile here, `eager` is the interface's."""
-    return _render(described, width, height, frames, fps, device, grain=presets.VIDEO.get("grain", 1.0))
+    video = presets.VIDEO
+    return _render(described, width, height, frames, fps, device, grain=video.get("grain", 1.0), period=video["frames"])
 
 
 def held_out_prompts(count=10, seed=3):

@@ -28,9 +28,11 @@ def _colours(scene):
     return pale, tuple(0.25 + 0.75 * c for c in first), tuple(0.25 + 0.75 * c for c in second), (1.0, 1.0, 1.0)
 
 
-def render(scenes, width, height, frames, device="cpu", first=0):
-    """Clips [B, T, 3, H, W]; frame i shows the phase (first + i) / frames."""
-    turn = math.tau * ((torch.arange(frames, device=device) + first) % frames) / frames
+def render(scenes, width, height, frames, device="cpu", first=0, period=None):
+    """Clips [B, T, 3, H, W]; frame i shows the phase (first + i) / frames, or, of clips of `period` frames, `frames` at
+    equal distances from the first to the last."""
+    period, every = period or frames, 1 if period is None else (period - 1) / max(frames - 1, 1)
+    turn = math.tau * ((torch.arange(frames, device=device) * every + first) % period) / period
     short = min(width, height)
     x = ((torch.arange(width, device=device) + 0.5 - width / 2) / short).expand(height, width)
     y = ((torch.arange(height, device=device) + 0.5 - height / 2) / short)[:, None].expand(height, width)

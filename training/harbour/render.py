@@ -14,9 +14,11 @@ from .sky import Sky
 SHINING = {"lantern": (0.0, 2.6, 0.34), "tower": (1.27, 2.0, 0.40)}  # height, reach and strength of the halo, in units
 
 
-def render(scenes, width=128, height=128, frames=17, fps=12.0, device="cpu", pixels=None, grain=1.0):
+def render(scenes, width=128, height=128, frames=17, fps=12.0, device="cpu", pixels=None, grain=1.0,
+           period=None):
     """Clips [B, T, 3, H, W], 0..1, of a list of scenes; `pixels` bounds how many are worked on at once. Waves,
-    ground, sky and weather have no detail finer than `grain` pixels; objects are as sharp as pixels allow."""
+    ground, sky and weather have no detail finer than `grain` pixels; objects are as sharp as pixels allow. Abstract
+    backgrounds come round in `period` frames, of which `frames` are shown; all are, if it is absent."""
     video = torch.empty(len(scenes), frames, 3, height, width, device=device)
     world = [i for i, scene in enumerate(scenes) if scene["type"] == "world"]
     plain = [i for i, scene in enumerate(scenes) if scene["type"] == "abstract"]
@@ -25,7 +27,7 @@ def render(scenes, width=128, height=128, frames=17, fps=12.0, device="cpu", pix
         for part in (world[i:i + at_once] for i in range(0, len(world), at_once)):
             video[part] = _Picture([scenes[i] for i in part], width, height, frames, fps, device, grain).clips()
         for part in (plain[i:i + at_once] for i in range(0, len(plain), at_once)):
-            video[part] = abstract.render([scenes[i] for i in part], width, height, frames, device)
+            video[part] = abstract.render([scenes[i] for i in part], width, height, frames, device, period=period)
     return video
 
 

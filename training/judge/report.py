@@ -19,8 +19,7 @@ def table(head, rows):
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
-def rows_of(facts):
-    sources = facts["sources"]
+def rows_of(facts, sources):
     rights = [name for name in facts["probe"]["right"] if any(name in s["right"] for s in sources.values())] + ["all"]
     rows = [[name if name != "all" else "everything", *(percent(s["right"].get(name)) for s in sources.values())]
             for name in rights]
@@ -40,16 +39,17 @@ def rows_of(facts):
 
 
 def tables(facts):
-    probe = facts["probe"]
+    probe, parts = facts["probe"], []
+    for size, found in facts["at"].items():
+        parts += ["", f"At {size.replace('x', '×')} (Fréchet distance of other renders: "
+                      f"{found['frechet_of_other_renders']:.2f}):", "",
+                  table(["", *found["sources"]], rows_of(facts, found["sources"]))]
     return "\n".join([
         START,
-        f"{facts['prompts']} held-out prompts (seed {facts['seed']}) at {facts['size'][0]}×{facts['size'][1]}, named "
+        f"{facts['prompts']} held-out prompts (seed {facts['seed']}), named "
         f"by the probe; {facts['confusable']} more in which two words could change places (opposite directions, say); "
-        f"physics by tracking on "
-        f"{facts['measured']} clips of each kind, medians, in brackets of how many it could be measured. The Fréchet "
-        f"distance of other renders is {facts['frechet_of_other_renders']:.2f}. `{facts['command']}`, "
-        f"{facts['date']}.", "",
-        table(["", *facts["sources"]], rows_of(facts)), "",
+        f"physics by tracking on {facts['measured']} clips of each kind, medians, in brackets of how many it could be "
+        f"measured. `{facts['command']}`, {facts['date']}.", *parts, "",
         f"The probe itself, on {probe['held_out_renders']} held-out renders: "
         + ", ".join(f"{name} {percent(value)}" for name, value in probe["right"].items()) + ".",
         END])

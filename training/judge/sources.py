@@ -9,6 +9,7 @@ from ..autoencoder import Autoencoder
 from ..data import shifted
 from ..make_latents import load_autoencoder
 from ..model import TextToVideo
+from ..precision import autocast, bf16
 
 BATCH = 16
 
@@ -53,28 +54,34 @@ class Reconstructions(Renders):
 
 
 class Generator:
-    """A denoiser and a decoder, sampled by Euler steps over `sigmas`."""
+    """A denoiser and a decoder, sampled by Euler steps over `sigmas`; with `quick` the denoiser's passes are compiled and
+    run in bf16 where the hardware multiplies it."""
 
-    def __init__(self, name, tokenizer, weights, autoencoder, sigmas, guidance=1.0, device="cpu"):
+    def __init__(self, name, tokenizer, weights, autoencoder, sigmas, guidance=1.0, device="cpu", quick=False):
         self.name, self.tokenizer, self.device = name, tokenizer, device
         self.autoencoder = autoencoder.to(device).eval().requires_grad_(False)
         self.sigmas, self.guidance, self.steps = sigmas, guidance, len(sigmas)
         self.model = TextToVideo(tokenizer.get_vocab_size())
         self.model.load_state_dict(weights)
         self.model.to(device).eval().requires_grad_(False)
+        self.quick = quick and bf16(device)
+        if self.quick:
+            self.model.compiled()
 
     @torch.no_grad()
     def clips(self, prompts, described, seeds, size=None):
-        latents = sampling.sample(self.model, self.tokenizer, list(prompts), list(seeds), self.sigmas, self.guidance,
-                                  self.device, BATCH, size)
+        with autocast(self.device, self.quick):
+            latents = sampling.sample(self.model, self.tokenizer, list(prompts), list(seeds), self.sigmas, self.guidance,
+                                      self.device, BATCH, size)
         return shown(torch.cat([self.autoencoder.decode(z[None]).cpu() for z in latents]).clamp(0, 1), size)
 
 
-def teacher(work, tokenizer, steps, guidance, device):
+def teacher(work, tokenizer, steps, guidance, device, quick=False):
+    """Its many guided steps take most of an evaluation's time, so that they may be `quick`."""
     weights = torch.load(work / "teacher.pt", map_location="cpu")
     weights = {name: value.float() for name, value in weights.items()}
     return Generator(f"teacher, {steps} steps, guidance {guidance:g}", tokenizer, weights,
-                     load_autoencoder(work, "cpu"), sampling.schedule(steps, 3.0), guidance, device)
+                     load_autoencoder(work, "cpu"), sampling.schedule(steps, 3.0), guidance, device, quick)
 
 
 def student(work, tokenizer, name, device):

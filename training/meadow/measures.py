@@ -36,9 +36,10 @@ def masses(scene):
 
 def on_stage(points, width, height):
     """Metres (x, y) [T, 2] of what is seen at pixels (u, v) [T, 2], on the upright plane of the objects."""
-    tan = (height / 2 - points[:, 1]) / (world.FOCAL * height)
+    focal, middle, above = world.lens(width, height)
+    tan = (above - points[:, 1]) / focal
     cos, sin = math.cos(world.PITCH), math.sin(world.PITCH)
     up = scenes.DISTANCE * (tan * cos + sin) / (cos - tan * sin)
     ahead = up * sin + scenes.DISTANCE * cos
-    side = (points[:, 0] - width / 2) * ahead / (world.FOCAL * height)
+    side = (points[:, 0] - middle) * ahead / focal
     return side, up + world.CAMERA_HEIGHT

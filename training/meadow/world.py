@@ -14,7 +14,8 @@ from . import scenes as S
 
 CAMERA_HEIGHT = 1.1
 PITCH = math.radians(-7.0)
-FOCAL = 0.5 / math.tan(math.radians(22.5))  # in units of the picture height
+FOCAL = 0.5 / math.tan(math.radians(22.5))  # in units of the side of a square picture, `lens`
+RISE = 0.3  # how far up a low picture is cut out of the square one: the things are in its upper four fifths
 CUBE_YAW = math.radians(28.0)
 LIGHT = (-0.48, 0.80, -0.36)  # unit direction towards the light
 
@@ -47,6 +48,17 @@ STARS = [(-0.36, 0.21), (-0.29, 0.11), (-0.05, 0.23), (0.03, 0.13), (0.10, 0.20)
          (0.25, 0.22), (0.33, 0.15), (-0.44, 0.14), (0.42, 0.20)]
 
 
+def lens(width, height):
+    """Focal length and principal point (u, v) of a picture, in pixels.
+
+    Things are about as large in a wide picture as in a square one of its area: it sees more to the sides and less of the
+    ground, as through a lens that is shifted upwards. Were it scaled to its height, what has been learnt of square ones
+    would be of little use to it.
+    """
+    side = 2 * width * height / (width + height)
+    return FOCAL * side, width / 2, height / 2 + RISE * max(0.0, side - height)
+
+
 def _edges(corners, centre):
     """Lines through consecutive corners [..., 4, 2] as (a, b, c), positive on the side of `centre`, in pixels."""
     after = corners.roll(-1, -2)
@@ -73,15 +85,16 @@ def object_boxes(batch, width, height, frames, fps):
     side, ahead = x * yaw.cos() - z * yaw.sin(), x * yaw.sin() + z * yaw.cos()
     up, depth = y * math.cos(PITCH) - ahead * math.sin(PITCH), y * math.sin(PITCH) + ahead * math.cos(PITCH)
     radius = torch.tensor([S.RADIUS[s["size"]] for s in batch])[:, None]
-    scale = FOCAL / depth
-    u, v, half = 0.5 + side * scale * height / width, 0.5 - up * scale, radius * scale
-    wide = half * height / width
-    return torch.stack((u - wide, v - half, u + wide, v + half), -1)[:, :, None]
+    focal, middle, above = lens(width, height)
+    scale = focal / depth
+    u, v, half = middle + side * scale, above - up * scale, radius * scale
+    return torch.stack(((u - half) / width, (v - half) / height, (u + half) / width, (v + half) / height), -1)[:, :, None]
 
 
 def parameters(batch, frames, width, height, fps, device="cpu"):
     """Everything the picture depends on, per frame: [B, T, K], laid out as `_shade` reads it."""
     x, y, z, yaw = motions(batch, frames, fps)
+    focal, across, above = lens(width, height)
     radius = torch.tensor([S.RADIUS[s["size"]] for s in batch])[:, None].expand_as(x)
     is_cube = torch.tensor([float(s["shape"] == "cube") for s in batch])[:, None].expand_as(x)
     half = radius * S.CUBE_SCALE
@@ -98,8 +111,8 @@ def parameters(batch, frames, width, height, fps, device="cpu"):
         pz = points[..., 0] * sin + points[..., 2] * cos
         py = points[..., 1] * math.cos(PITCH) - pz * math.sin(PITCH)
         pz = points[..., 1] * math.sin(PITCH) + pz * math.cos(PITCH)
-        scale = FOCAL * height / pz.clamp_min(0.1)
-        return torch.stack((width / 2 + px * scale, height / 2 - py * scale), -1)
+        scale = focal / pz.clamp_min(0.1)
+        return torch.stack((across + px * scale, above - py * scale), -1)
 
     lines, shades = [], []
     light = torch.tensor(LIGHT)
@@ -138,8 +151,8 @@ def parameters(batch, frames, width, height, fps, device="cpu"):
 def rays(width, height, device="cpu"):
     """Unit ray directions before the camera turns, and pixel centres: [5, H, W]."""
     v, u = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
-    x = (u - width / 2) / (FOCAL * height)
-    y = -(v - height / 2) / (FOCAL * height)
+    focal, middle, above = lens(width, height)
+    x, y = (u - middle) / focal, (above - v) / focal
     up = y * math.cos(PITCH) + math.sin(PITCH)
     forward = -y * math.sin(PITCH) + math.cos(PITCH)
     norm = torch.sqrt(x * x + up * up + forward * forward)
@@ -294,7 +307,7 @@ def render(batch, width=128, height=128, frames=17, fps=12, device="cpu", eager=
     global _compiled
     p = parameters(batch, frames, width, height, fps, device)
     ray = rays(width, height, device)
-    pixel = 1.0 / (FOCAL * height)
+    pixel = 1.0 / lens(width, height)[0]
     with torch.no_grad():
         if not eager and _compiled is None:
             try:
