@@ -4,7 +4,7 @@
 # they were made from (training/checkpoints).
 
 run_evaluate() {
-    local exported q4 model
+    local exported q4 model parts
     need rust cc python
     build_cli
     work=$(mktemp -d) # not local: the trap below looks at it after the function has ended
@@ -15,7 +15,9 @@ run_evaluate() {
     cd "$root"
     # The sheet is taken from there below, whatever the caller's own setting is.
     export KINORA_MODEL=$model KINORA_WORK=$work KINORA_REPORTS=$root/training/reports
-    attempt "Reading the checkpoints" "$python" -m training.parts join "training/checkpoints/$model"
+    for parts in "training/checkpoints/$model" "training/checkpoints/$model-two-steps"; do
+        attempt "Reading $parts" "$python" -m training.parts join "$parts"
+    done
     attempt "Exporting" "$python" -m training.export --from student --out "$exported"
     attempt "Packing in four bits" "$target_dir/release/kinora" pack --in "$exported" --out "$q4" --format q4 --group 32
     # student: what the shards were packed from; student2: its distillation to two steps

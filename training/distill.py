@@ -28,8 +28,9 @@ from .data import LatentData, encode
 from .make_latents import load_autoencoder
 from .model import TextToVideo
 from .precision import autocast
-from .progress import REPORTS, Clock, note, save, save_weights
-from .train_teacher import average, masked_loss, noised, optimiser_for, show
+from .progress import REPORTS, Clock, note, save, save_weights, tell
+from .sheet import Samples
+from .train_teacher import average, masked_loss, noised, optimiser_for, show, some
 
 
 @torch.no_grad()
@@ -152,7 +153,7 @@ def main():
     if rank == 0:
         note(work, f"distillation: starts at step {step}, sigmas {[round(s, 4) for s in sigmas]}")
     walks = Walks(sigmas, options["keep"], rng)
-    last_save, losses = time.time(), []
+    last_save, losses, samples = time.time(), [], Samples(work, args.name, step)
 
     def keep(elapsed):
         save(state_path, model=student, ema=ema, optimiser=optimiser, step=step, spent=elapsed, log=log, shift=shift)
@@ -191,7 +192,9 @@ def main():
         if rank != 0:
             continue
         if step % 10 == 0:
-            print(f"step {step} {elapsed:.0f} s loss {log[-1][2]:.4f}", flush=True)
+            tell(work, args.name, step, elapsed, f"loss {log[-1][2]:.4f}")
+        if (number := samples.due(done)):
+            samples.keep(number, some(ema, tokenizer, autoencoder, 1.0, sigmas, device), step, elapsed)
         if time.time() - last_save > 150:
             last_save = time.time()
             keep(elapsed)
@@ -207,6 +210,9 @@ def main():
              "teacher": args.teacher, "substeps": options["substeps"], "sigmas": sigmas, "shift": shift,
              "shift_db": measured, "loss": [(s, round(value, 4)) for s, _, value in log]}
     (work / f"{args.name}.json").write_text(json.dumps(facts))
+    if (number := samples.due(1)):
+        samples.keep(number, some(ema, tokenizer, autoencoder, 1.0, sigmas, device), step, elapsed)
+    samples.finish(REPORTS / f"{args.name}-samples.png", work / f"{args.name}-samples.png")
     show(ema, tokenizer, autoencoder, REPORTS / f"{args.name}.png", 1.0, sigmas, device)
     note(work, f"distillation: finished, {step} steps, {walked} walks, {elapsed / 60:.0f} min, "
                f"loss {log[-1][2] if log else float('nan'):.4f}")

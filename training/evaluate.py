@@ -2,12 +2,13 @@
 
     python -m training.evaluate [--sources renders,autoencoder,teacher,student,packed=FOLDER] [--prompts 200] [--seed 6]
 
-All on combinations of attributes never trained on, at every size of the model: `--prompts` full captions judged by the
-probe (`probe.py`), the Fréchet distance of the same clips to the renders of the same scenes in the probe's features, and
-physics by tracking (`judge/`) on `--measured` clips of each kind. Ten prompts (`--sheet`) of the first source that is no
-render become reports/heldout.png, and heldout-WxH.png at the other sizes, for the eye. Whoever chooses between weights should do so by other values of `--seed` and
-`--sheet` than the defaults. Writes evaluation.json into the work folder, or to `--out`; `judge/report.py` makes the
-tables of the model card from it.
+All on combinations of attributes never trained on, at every size of the model: `--prompts` full captions judged by
+the probe (`probe.py`), the Fréchet distance of the same clips to the renders of the same scenes in the probe's features,
+and physics by tracking (`judge/`) on `--measured` clips of each kind. Ten prompts (`--sheet`) of the first source that
+is no render become reports/heldout.png, and heldout-WxH.png at the other sizes, for the eye. Whoever chooses between
+weights should do so by other values of `--seed` and `--sheet` than the defaults. Writes evaluation.json into the work
+folder, or to `--out`; `judge/report.py` makes the tables of the model card from it. With --add what is judged joins the
+sources that are in that file, judged on the same prompts: a teacher of 50 steps takes as long as all others together.
 """
 
 import json
@@ -63,6 +64,14 @@ def draw_sheet(source, probe, size, seed):
         print(f"probe misses {', '.join(wrong) or 'nothing'}: {prompt}", flush=True)
 
 
+def added_to(path, args):
+    """The evaluation that is there, if it is one of the same prompts."""
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    if (facts["prompts"], facts["seed"]) != (args.prompts, args.seed):
+        raise SystemExit(f"{path} is of {facts['prompts']} prompts of seed {facts['seed']}; use the same, or no --add")
+    return facts
+
+
 def confusable_right(source, probe, hard, seed, size):
     """Share of confusable prompts with everything right."""
     prompts, described = hard
@@ -82,13 +91,16 @@ def main():
     parser.add_argument("--sheet", type=int, default=4, help="draws the ten prompts of the sheet")
     parser.add_argument("--steps", type=int, default=50, help="of the teacher")
     parser.add_argument("--guidance", type=float, default=3.0, help="of the teacher")
+    parser.add_argument("--add", action="store_true", help="add to the evaluation that is there")
     parser.add_argument("--out", type=Path, help="evaluation.json elsewhere")
     parser.add_argument("--card", type=Path, help="model card whose tables are renewed")
     args = parser.parse_args()
     device, work = presets.settings(args)["device"], presets.work_dir(args.work)
     if args.card:
-        report.check(args.card)  # now, not after all the work
-    sizes = sizes_of(args.size)
+        report.check(args.card)
+    sizes, out = sizes_of(args.size), args.out or work / "evaluation.json"
+    if args.add:
+        added_to(out, args)  # whether it can be, before all the work
     tokenizer = tokenizers.load(work)
     probe = probes.load(work, device)
     judged = [open_source(text, work, tokenizer, args, device) for text in args.sources.split(",")]
@@ -96,7 +108,7 @@ def main():
     if len(set(names)) < len(names):
         raise SystemExit(f"two sources have the same name: {', '.join(names)}")
 
-    sheet = next((source for source in judged if source.steps), None)
+    sheet = None if args.add else next((source for source in judged if source.steps), None)
     prompts, described = measure.held_out_captions(args.prompts, args.seed)
     other = measure.held_out_captions(args.prompts, args.seed + 1000)
     hard = measure.confusable_captions(args.confusable, args.seed) if args.confusable else None
@@ -124,12 +136,16 @@ def main():
             }
             note(work, f"evaluation of {source.name} at {named(size)}: {table[source.name]}")
     command = (f"python -m training.evaluate --model {args.model} --prompts {args.prompts} "
-               f"--confusable {args.confusable} --measured {args.measured} "
-               f"--size {','.join(map(named, sizes))} --seed {args.seed} --sheet {args.sheet} --guidance {args.guidance:g}")
+               f"--confusable {args.confusable} --measured {args.measured} --size {','.join(map(named, sizes))} "
+               f"--seed {args.seed} --sheet {args.sheet} --guidance {args.guidance:g}" + " --add" * args.add)
     facts = {"prompts": args.prompts, "seed": args.seed, "measured": args.measured, "confusable": args.confusable,
-             "sheet": args.sheet, "true": worlds.TRUE, "date": time.strftime("%Y-%m-%d"), "command": command,
+             "sheet": args.sheet, "true": worlds.TRUE, "date": time.strftime("%Y-%m-%d"),
              "probe": json.loads((work / "probe.json").read_text()), "at": at}
-    out = args.out or work / "evaluation.json"
+    if args.add:
+        facts = added_to(out, args)  # again: another run may have added to it
+        for size, found in at.items():
+            facts["at"].setdefault(size, found)["sources"].update(found["sources"])
+    facts["commands"] = [*facts.get("commands", []), command]
     out.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     if args.card:
         report.renew(args.card, facts)

@@ -33,7 +33,8 @@ def split(folder, work, names):
     pieces = [blob[i:i + PART_BYTES] for i in range(0, len(blob), PART_BYTES)]
     for number, piece in enumerate(pieces):
         (fresh / f"part-{number:02d}.bin").write_bytes(piece)
-    small = {path.name: path.read_text() for path in sorted(work.glob("*.json")) if path.stat().st_size < 2 ** 20}
+    texts = sorted([*work.glob("*.json"), *work.glob("*-curve.txt")])
+    small = {path.name: path.read_text() for path in texts if path.stat().st_size < 2 ** 20}
     small.pop("latents.json", None)  # latents don't travel
     facts = {"parts": len(pieces), "sha256": hashlib.sha256(blob).hexdigest(), "files": small}
     (fresh / "parts.json").write_text(json.dumps(facts))

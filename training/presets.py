@@ -1,7 +1,8 @@
 """The models and the settings of every training stage.
 
-A model (`meadow`, `harbour`, `harbour-large`) is a world and the shapes of its networks; `--model` or $KINORA_MODEL
-picks one. A preset (`cpu`, `gpu`) holds the budgets and rates of the stages. Every stage reads its part from here.
+A model (`meadow`, `meadow-wide`, `harbour`, `harbour-large`) is a world and the shapes of its networks; `--model` or
+$KINORA_MODEL picks one. A preset (`cpu`, `gpu`) holds the budgets and rates of the stages. Every stage reads its part
+from here.
 """
 
 import argparse
@@ -13,7 +14,7 @@ from pathlib import Path
 # What a model is: the world it shows, the sizes of its clips and its three networks.
 MEADOW = {
     "world": "meadow",
-    "video": {"sizes": [[128, 128], [176, 96]], "frames": 17, "fps": 12, "caption_tokens": 28},
+    "video": {"sizes": [[128, 128]], "frames": 17, "fps": 12, "caption_tokens": 28},
     "autoencoder": {
         "kind": "taehv",
         "image_channels": 3,
@@ -60,7 +61,11 @@ MEADOW = {
     "things": [],
 }
 
-HARBOUR = copy.deepcopy(MEADOW)
+# The same networks for two shapes of the picture.
+MEADOW_WIDE = copy.deepcopy(MEADOW)
+MEADOW_WIDE["video"].update(sizes=[[128, 128], [176, 96]])
+
+HARBOUR = copy.deepcopy(MEADOW_WIDE)
 HARBOUR["world"] = "harbour"
 # Scenery has no detail finer than `grain` pixels: what latents do not hold a decoder blurs.
 HARBOUR["video"].update(caption_tokens=48, grain=3.0)
@@ -75,7 +80,7 @@ HARBOUR_LARGE["text_encoder"].update(d_model=384, num_heads=6, d_ff=1024, num_la
 HARBOUR_LARGE["transformer"].update(num_layers=8, num_attention_heads=6, ffn_dim=1536, text_dim=384, in_channels=64,
                                     out_channels=64)
 
-MODELS = {"meadow": MEADOW, "harbour": HARBOUR, "harbour-large": HARBOUR_LARGE}
+MODELS = {"meadow": MEADOW, "meadow-wide": MEADOW_WIDE, "harbour": HARBOUR, "harbour-large": HARBOUR_LARGE}
 
 CPU = {
     "device": "cpu",

@@ -23,7 +23,7 @@ from .data import UNKNOWN, attribute_indices, naming_loss, share_right, things_o
 from .judge import network
 from .optim import Muon, groups
 from .precision import autocast
-from .progress import Interruptible, note, save_weights
+from .progress import Interruptible, note, save_weights, tell
 
 GROUP = 8  # clips rendered together
 
@@ -179,7 +179,7 @@ def main():
         learning.zero_grad(set_to_none=True)
         stage.step, total = stage.step + 1, total + loss.item()
         if stage.step % options["report"] == 0:
-            print(f"step {stage.step} loss {total / options['report']:.3f}", flush=True)
+            tell(work, "probe", before + stage.step, stage.clock.elapsed, f"loss {total / options['report']:.3f}")
             total = 0.0
     if not stage.finished():
         return

@@ -1,4 +1,5 @@
-"""One line of progress per event, printed and kept in status.txt of the work folder; the reports folder; the clock."""
+"""One line of progress per event, printed and kept in status.txt of the work folder; the lines that `curves.py` draws;
+the reports folder; the clock."""
 
 import json
 import os
@@ -21,6 +22,18 @@ def note(work, text):
     for path in paths:
         with open(path, "a", encoding="utf-8") as file:
             file.write(line + "\n")
+
+
+def curve_path(work, stage):
+    return work / f"{stage}-curve.txt"
+
+
+def tell(work, stage, step, seconds, values):
+    """Prints how far a stage is and keeps it in STAGE-curve.txt."""
+    line = f"step {step} {seconds:.0f} s {values}"
+    print(line, flush=True)
+    with open(curve_path(work, stage), "a", encoding="utf-8") as file:
+        file.write(line + "\n")
 
 
 class Clock:

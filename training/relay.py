@@ -14,6 +14,7 @@ the teacher and the distillation compile is compiled while the autoencoder learn
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -154,6 +155,8 @@ def main():
     finally:
         beside.stop()
         size = parts.split(args.store, work, CHECKPOINTS)
+        for picture in work.glob("*-samples.png"):
+            shutil.copy(picture, args.store)
         note(work, f"relay: {time.time() - start:.0f} s, {size / 2 ** 20:.1f} MiB of parts; "
                    f"finished: {', '.join(done)}")
 

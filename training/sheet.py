@@ -1,4 +1,4 @@
-"""Contact sheets: rows of frames with a caption above each row."""
+"""Contact sheets: rows of frames with a caption above each row. What a run makes while it learns, one row a time."""
 
 import torch
 from PIL import Image, ImageDraw
@@ -26,3 +26,46 @@ def contact_sheet(clips, labels, path, frames=(0, 3, 6, 9, 12, 16), scale=1):
         y += row.height + 2
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path, optimize=True)
+
+
+class Samples:
+    """The same clips again and again while a stage learns, a row each time; `finish` puts the rows into one picture.
+
+    The rows lie in the work folder as STAGE-sample-N.png, so that a run that was ended goes on with them.
+    """
+
+    AT = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)  # of the run
+    CLIPS, FRAMES = 3, (0, 8, 16)
+
+    def __init__(self, work, stage, step):
+        self.work, self.stage = work, stage
+        if step == 0:  # those of a run before
+            for path in self._rows():
+                path.unlink()
+
+    def _rows(self):
+        return sorted(self.work.glob(f"{self.stage}-sample-*.png"))
+
+    def _path(self, number):
+        return self.work / f"{self.stage}-sample-{number}.png"
+
+    def due(self, done):
+        """Which of the points `AT` has been reached and has no row yet; 0 for none."""
+        number = sum(done >= at for at in self.AT)
+        return 0 if self._path(number).exists() else number
+
+    def keep(self, number, clips, step, seconds):
+        frames = torch.cat([clip[[i for i in self.FRAMES if i < len(clip)]] for clip in clips[:self.CLIPS]])
+        label = f"step {step}, {seconds / 60:.1f} min"
+        contact_sheet([frames], [label], self._path(number), range(len(frames)))
+
+    def finish(self, *paths):
+        rows = [Image.open(path) for path in self._rows()]
+        sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
+        y = 0
+        for row in rows:
+            sheet.paste(row, (0, y))
+            y += row.height
+        for path in paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            sheet.save(path, optimize=True)

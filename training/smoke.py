@@ -75,9 +75,10 @@ def stages(common, folder):
             run(stage, *common, *limit, "--until", "1", *changed(changes))
             assert (Path(folder) / f"{stage.removeprefix('train_')}-state.pt").exists()
         run(stage, *common, *limit, *changed(changes), *(FEW if stage == "evaluate" else []))
+    run("evaluate", *common, *FEW[:-1], "teacher=2", "--add", "--confusable", "0", "--measured", "0")
     judged = json.loads((Path(folder) / "evaluation.json").read_text())["at"]
     assert len(judged) == len(presets.MODELS[common[1]]["video"]["sizes"])
-    assert all(len(at["sources"]) == 5 for at in judged.values())
+    assert all(len(at["sources"]) == 6 for at in judged.values())
     assert json.loads((Path(folder) / "student2.json").read_text())["sigmas"] == [1.0, 0.75]
     run("export", *common, "--out", f"{folder}/export")
     manifest = json.loads((Path(folder) / "export" / "model.json").read_text())

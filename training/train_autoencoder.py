@@ -21,7 +21,7 @@ from .autoencoder import Autoencoder, psnr
 from .clips import Pool, salience
 from .optim import Muon, groups
 from .precision import autocast
-from .progress import REPORTS, Clock, note, save_weights
+from .progress import REPORTS, Clock, note, save_weights, tell
 
 
 def held_out_clips(seed, device, eager):
@@ -139,7 +139,7 @@ def main():
         if step % options["report"] == 0:
             quality, _ = evaluate(model, statistics, held[:4])
             log.append((step, round(elapsed), torch.stack(losses).mean().item(), quality))
-            print(f"step {step} {elapsed:.0f} s loss {log[-1][2]:.4f} held-out {quality:.2f} dB", flush=True)
+            tell(work, "autoencoder", step, elapsed, f"loss {log[-1][2]:.4f} held-out {quality:.2f} dB")
             losses = []
         if time.time() - last_save > 150:
             last_save = time.time()

@@ -28,7 +28,7 @@ from .make_latents import about_path, load_autoencoder
 from .model import TextToVideo
 from .optim import Muon, groups
 from .precision import autocast
-from .progress import REPORTS, Clock, note, save, save_weights
+from .progress import REPORTS, Clock, note, save, save_weights, tell
 from .sheet import contact_sheet
 from .train_autoencoder import held_out_clips, reconstruction_loss
 from .train_teacher import average
@@ -159,7 +159,7 @@ def main():
             with torch.no_grad():
                 quality = psnr(torch.cat([ema.decode(z[None]) for z in held_latents[:6]]), held[:6])
             mean = sum(losses) / len(losses)
-            print(f"step {step} {elapsed:.0f} s loss {mean:.4f} held-out {quality:.2f} dB", flush=True)
+            tell(work, "decoder", step, elapsed, f"loss {mean:.4f} held-out {quality:.2f} dB")
             losses = []
         if time.time() - last_save > 150:
             last_save = time.time()

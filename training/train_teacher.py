@@ -11,7 +11,7 @@ are trained and the guidance is added to the target (after Tang et al., "Diffusi
 models without classifier-free guidance", 2025, with a frozen copy of the network
 for the difference), so that teacher.pt samples in four unguided steps. Distillation
 (`distill.py`) goes further but learns nothing new about the data. Writes teacher-state.pt (resumable)
-and teacher.pt (moving average of the weights), sheets into reports/. A teacher.pt without
+and teacher.pt (moving average of the weights), clips made while it learns into reports/. A teacher.pt without
 its state is trained on from its weights; delete it to begin anew.
 """
 
@@ -28,8 +28,8 @@ from .make_latents import load_autoencoder
 from .model import TextToVideo
 from .optim import Muon, groups
 from .precision import autocast
-from .progress import REPORTS, Clock, note, save, save_weights
-from .sheet import contact_sheet
+from .progress import REPORTS, Clock, note, save, save_weights, tell
+from .sheet import Samples, contact_sheet
 from .train_text import AttributeReader, last_states
 
 SHIFT = 3.0  # training sigmas lean towards noise, as sampling does
@@ -83,6 +83,14 @@ def show(model, tokenizer, autoencoder, path, guidance, sigmas, device, prompts=
     clips = torch.cat([autoencoder.decode(z[None]) for z in latents])
     contact_sheet(clips, prompts, path)
     return clips
+
+
+@torch.no_grad()
+def some(model, tokenizer, autoencoder, guidance, sigmas, device):
+    """The clips of `Samples`: always the same prompts and seeds."""
+    prompts = list(worlds.EXAMPLES[:Samples.CLIPS])
+    latents = sampling.sample(model, tokenizer, prompts, list(range(len(prompts))), sigmas, guidance, device)
+    return torch.cat([autoencoder.decode(z[None]) for z in latents])
 
 
 class Standing(torch.nn.Linear):
@@ -164,9 +172,9 @@ def main():
         note(work, f"teacher: training starts at step {step} with {len(data)} clips, "
                    f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters")
     last_save = time.time()
-    sheets = int(spent // 480)
+    samples = Samples(work, "teacher", step)
     losses = []
-    frozen, levels = None, sampling.schedule(4, SHIFT)
+    frozen, levels, few = None, sampling.schedule(4, SHIFT), sampling.schedule(8, SHIFT)
     while clock.running():
         elapsed, done = clock.elapsed, clock.done
         optimiser.set_scale(min((step + 1) / 60, 1.0, max(1.0 - done, 0.0) / 0.3 + 0.01))
@@ -199,17 +207,15 @@ def main():
         if rank != 0:
             continue
         if step % 50 == 0:
-            print(f"step {step} {elapsed:.0f} s loss {log[-1][2]:.4f} naming {log[-1][3]:.3f} "
-                  f"placing {log[-1][4]:.3f} reading {log[-1][5]:.3f} clips {len(data)}", flush=True)
+            tell(work, "teacher", step, elapsed, f"loss {log[-1][2]:.4f} naming {log[-1][3]:.3f} "
+                 f"placing {log[-1][4]:.3f} reading {log[-1][5]:.3f} clips {len(data)}")
         if time.time() - last_save > 180:
             last_save = time.time()
             save(state_path, both=both, ema=ema, optimiser=optimiser, step=step, spent=elapsed, log=log)
             save_weights(work / "teacher.pt", ema.state_dict())
             clock.keep()
-        if elapsed // 480 > sheets:
-            sheets = int(elapsed // 480)
-            show(ema, tokenizer, autoencoder, work / f"teacher-{sheets:02d}.png", 3.0,
-                 sampling.schedule(8, SHIFT), device)
+        if (number := samples.due(done)):
+            samples.keep(number, some(ema, tokenizer, autoencoder, 3.0, few, device), step, elapsed)
     elapsed = clock.elapsed
     distributed.finish()
     if rank != 0:
@@ -224,6 +230,9 @@ def main():
              "cached_clips": len(data), "minutes": elapsed / 60, "seed": options["seed"],
              "loss": [(s, round(value, 4)) for s, _, value, *_ in log]}
     (work / "teacher.json").write_text(json.dumps(facts))
+    if (number := samples.due(1)):
+        samples.keep(number, some(ema, tokenizer, autoencoder, 3.0, few, device), step, elapsed)
+    samples.finish(REPORTS / "teacher-samples.png", work / "teacher-samples.png")
     show(ema, tokenizer, autoencoder, REPORTS / "teacher.png", 1.0, levels, device)
     note(work, f"teacher: finished, {step} steps of {options['batch']}, {elapsed / 60:.0f} min, "
                f"loss {log[-1][2] if log else float('nan'):.4f}")

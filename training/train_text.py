@@ -19,7 +19,7 @@ from . import presets, tokenizer as tokenizers, worlds
 from .data import attribute_indices, encode, naming_loss, share_right
 from .model import TextToVideo
 from .optim import Muon, groups
-from .progress import Interruptible, note, save_weights
+from .progress import Interruptible, note, save_weights, tell
 
 
 class AttributeReader(torch.nn.Linear):
@@ -112,7 +112,7 @@ def main():
         trained.zero_grad(set_to_none=True)
         stage.step, total = stage.step + 1, total + loss.item()
         if stage.step % 100 == 0:
-            print(f"step {stage.step} loss {total / 100:.3f}", flush=True)
+            tell(work, "text", stage.step, stage.clock.elapsed, f"loss {total / 100:.3f}")
             total = 0.0
     if not stage.finished():
         return

@@ -1,6 +1,7 @@
 """Runs a packed model from its shards with the PyTorch references, apart from the engine's own reader.
 
     python tests/goldens/builtin.py model-shards --prompt "a red ball bounces on green grass" --seed 7
+    python tests/goldens/builtin.py model-shards --prompt "..." --size 176x96 --out tests/goldens/builtin-wide.safetensors
     python tests/goldens/builtin.py model-shards --against FRAMES    # PSNR of `kinora generate --out FRAMES` to it
 
 Writes builtin.safetensors: `input_ids` [n] i32, `embeddings` [n, d], `noise` and `latents` [C, F, H, W], and
@@ -30,8 +31,15 @@ def load(folder):
     return manifest, models.build(manifest, tensors)
 
 
-def latent_shape(manifest):
-    size, autoencoder = manifest["video"]["sizes"][0], manifest["autoencoder"]
+def chosen(manifest, size):
+    """An offered size, written 176x96; the default if absent."""
+    offered = manifest["video"]["sizes"]
+    return next(each for each in offered if size in (None, f"{each['width']}x{each['height']}"))
+
+
+def latent_shape(manifest, size):
+    """Of a size in whole tokens; `padded.py` is about others."""
+    autoencoder = manifest["autoencoder"]
     down = autoencoder["patch_size"] * 2 ** len(autoencoder["encoder_time_downscale"])
     per_latent = 2 ** sum(autoencoder["decoder_time_upscale"])
     frames = (size["frames"][0] + per_latent - 1) // per_latent
@@ -39,12 +47,12 @@ def latent_shape(manifest):
 
 
 @torch.no_grad()
-def run(folder, prompt, seed):
+def run(folder, prompt, seed, size=None):
     manifest, built = load(folder)
     words = Tokenizer.from_file(str(folder / manifest["text_encoder"]["tokenizer"]["path"]))
     input_ids = torch.tensor(words.encode(prompt).ids, dtype=torch.int32)
     text = models.encode_text(built, input_ids)
-    shape = latent_shape(manifest)
+    shape = latent_shape(manifest, chosen(manifest, size))
 
     def draw(stream):
         return torch.from_numpy(noise.normal(seed, stream, shape))
@@ -76,6 +84,7 @@ def main():
     parser.add_argument("model", type=Path, help="folder with manifest.json and its shards")
     parser.add_argument("--prompt")
     parser.add_argument("--seed", type=int)
+    parser.add_argument("--size", metavar="WxH", help="one that the model offers, its first if absent")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("builtin.safetensors"))
     parser.add_argument("--frames", type=Path, help="also write every frame as PNG into this folder")
     parser.add_argument("--against", type=Path, help="PNG folder or .safetensors to compare with; writes no golden")
@@ -90,7 +99,7 @@ def main():
         parser.error("--prompt is missing")
 
     seed = 0 if seed is None else seed
-    tensors, pixels = run(arguments.model, prompt, seed)
+    tensors, pixels = run(arguments.model, prompt, seed, arguments.size)
     latents = tensors["latents"]
     print(f"{len(tensors['input_ids'])} tokens; latents mean {latents.mean():+.3f} std {latents.std():.3f};"
           f" {len(pixels)} frames of {pixels.shape[3]}x{pixels.shape[2]}")
@@ -104,7 +113,8 @@ def main():
         print(f"PSNR {psnr(own, other):.2f} dB over {len(own)} frames")
         return
     manifest_hash = hashlib.sha256((arguments.model / "manifest.json").read_bytes()).hexdigest()
-    request = {"prompt": prompt, "seed": seed, "manifest_sha256": manifest_hash}
+    height, width = pixels.shape[2:]
+    request = {"prompt": prompt, "seed": seed, "width": width, "height": height, "manifest_sha256": manifest_hash}
     save_file(tensors, arguments.out, metadata={"request": json.dumps(request)})
     print("wrote", arguments.out)
 

@@ -9,7 +9,7 @@ from ..autoencoder import Autoencoder
 from ..data import shifted
 from ..make_latents import load_autoencoder
 from ..model import TextToVideo
-from ..precision import autocast, bf16
+from ..precision import autocast
 
 BATCH = 16
 
@@ -54,7 +54,7 @@ class Reconstructions(Renders):
 
 
 class Generator:
-    """A denoiser and a decoder, sampled by Euler steps over `sigmas`; with `quick` the denoiser's passes are compiled and
+    """A denoiser and a decoder, sampled by Euler steps over `sigmas`; with `quick` the denoiser's passes are compiled, and
     run in bf16 where the hardware multiplies it."""
 
     def __init__(self, name, tokenizer, weights, autoencoder, sigmas, guidance=1.0, device="cpu", quick=False):
@@ -64,8 +64,8 @@ class Generator:
         self.model = TextToVideo(tokenizer.get_vocab_size())
         self.model.load_state_dict(weights)
         self.model.to(device).eval().requires_grad_(False)
-        self.quick = quick and bf16(device)
-        if self.quick:
+        self.quick = quick
+        if quick:
             self.model.compiled()
 
     @torch.no_grad()
