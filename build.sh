@@ -16,6 +16,8 @@ source "$root/scripts/test.sh"
 source "$root/scripts/bench.sh"
 # shellcheck source=scripts/evaluate.sh
 source "$root/scripts/evaluate.sh"
+# shellcheck source=scripts/training.sh
+source "$root/scripts/training.sh"
 # shellcheck source=scripts/full-size.sh
 source "$root/scripts/full-size.sh"
 
@@ -26,6 +28,7 @@ Usage: ./build.sh COMMAND [ARGUMENTS]
   demo "PROMPT" [...]   make a clip of the prompt in a headless browser; arguments go to web/scripts/demo.mjs
   serve [--model DIR]   serve the page on this machine and print its address, with a packed model beside it
   test                  run every check; the last line is "N passed, N failed"
+  test-training [MODEL] dry-run every stage of training, also the gpu preset, on the CPU (needs PyTorch)
   dist                  write the page as a folder of static files, ./dist
   bench [...]           time devices and kernels against each other and print ratios
   evaluate [...]        judge the shipped model and renew model-shards/evaluation.json and the model card's tables
@@ -65,6 +68,7 @@ case $command in
 demo | serve | dist) "$command" "$@" ;;
 build) build_page ;;
 test) run_tests ;;
+test-training) run_training_tests "$@" ;;
 bench) run_bench "$@" ;;
 evaluate) run_evaluate "$@" ;;
 full-size) run_full_size "$@" ;;

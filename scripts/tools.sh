@@ -71,7 +71,7 @@ add_wasm_target() {
 python_found() {
     local candidate
     for candidate in "$cache_dir/py/bin/python" python3 python; do
-        if has "$candidate" && "$candidate" -c 'import torch, diffusers, transformers, tokenizers, PIL' 2>/dev/null; then
+        if has "$candidate" && "$candidate" -c 'import torch, diffusers, transformers, tokenizers, PIL, matplotlib' 2>/dev/null; then
             python=$candidate
             return 0
         fi

@@ -80,6 +80,8 @@ def stages(common, folder):
     assert len(judged) == len(presets.MODELS[common[1]]["video"]["sizes"])
     assert all(len(at["sources"]) == 6 for at in judged.values())
     assert json.loads((Path(folder) / "student2.json").read_text())["sigmas"] == [1.0, 0.75]
+    run("curves", *common)
+    assert (Path(folder) / "reports" / "curves.png").exists() and (Path(folder) / "teacher-samples.png").exists()
     run("export", *common, "--out", f"{folder}/export")
     manifest = json.loads((Path(folder) / "export" / "model.json").read_text())
     assert manifest["interface"] == "kinora-wan-1" and manifest["sampler"]["sigmas"][0] == 1.0

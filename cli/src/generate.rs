@@ -93,6 +93,14 @@ impl Generate {
 
 async fn clip(engine: &Rc<Engine>, request: &GenerateRequest, path: &Path) -> Result<()> {
     let started = Instant::now();
+    let unknown = engine.check(request)?.unknown_words;
+    if !unknown.is_empty() {
+        eprintln!(
+            "the model has never seen {}, and may draw something else there; the words it knows are the vocabulary in its \
+             manifest.json",
+            unknown.iter().map(|word| format!("\"{word}\"")).collect::<Vec<_>>().join(", ")
+        );
+    }
     let mut generation = engine.begin(request).await?;
     let size = generation.size();
     let turns = if generation.residency() == Residency::Turns { ", parts of the model in turns" } else { "" };

@@ -131,6 +131,22 @@ fn a_clip_is_written_as_pictures_and_as_raw_video() {
     let _ = std::fs::remove_dir_all(out);
 }
 
+#[test]
+fn words_that_the_model_does_not_know_are_named() {
+    let out = folder("words");
+    let (model, clip) = (goldens().join("tiny-model"), out.join("clip.y4m"));
+    let said = |prompt: &str| {
+        let output = kinora(&["generate", "--model", text(&model), "--out", text(&clip), "--prompt", prompt]);
+        assert!(output.status.success(), "{prompt}");
+        let lines = String::from_utf8_lossy(&output.stderr).into_owned();
+        lines.lines().find(|line| line.contains("never seen")).map(str::to_string)
+    };
+    let told = said("a red dragon flies over Paris").expect("a line about them");
+    assert!(told.contains("\"dragon\", \"paris\"") && !told.contains("red"), "{told}");
+    assert_eq!(said("a red ball flies over the hill"), None);
+    let _ = std::fs::remove_dir_all(out);
+}
+
 /// A LoRA for one layer of the tiny model.
 fn write_lora(path: &Path) {
     let bytes: Vec<u8> = (0..256).flat_map(|index| ((index % 7) as f32 - 3.0).to_le_bytes()).collect();
