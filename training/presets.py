@@ -69,7 +69,8 @@ HARBOUR = copy.deepcopy(MEADOW_WIDE)
 HARBOUR["world"] = "harbour"
 # Scenery has no detail finer than `grain` pixels: what latents do not hold a decoder blurs.
 HARBOUR["video"].update(caption_tokens=48, grain=3.0)
-HARBOUR["probe"] = {"side": 128, "convolutions": [64, 128, 128], "layers": 2, "width": 192, "softest": 72}
+HARBOUR["probe"] = {"side": 128, "patch": 4, "convolutions": [64, 128, 128], "layers": 2, "width": 192, "softest": 72,
+                    "closer": 0.12}
 HARBOUR["things"] = ["kind", "colour", "material", "size"]
 
 HARBOUR_LARGE = copy.deepcopy(HARBOUR)

@@ -43,11 +43,16 @@ def seen(clips):
 
 def lessons(clips, described):
     """What there is to learn of clips [N, T, 3, H, W]: the frames seen, as bytes; the attributes [N, A] to name; the
-    boxes [N, 5, K, 4] of the objects in these frames; what the objects are [N, K, things], UNKNOWN for none."""
+    boxes [N, 5, K, 4] of the objects in these frames; what the objects are [N, K, things], UNKNOWN for none. First and
+    second are those of the reading whose attributes are asked."""
     video, (height, width) = presets.VIDEO, clips.shape[3:]
     boxes = worlds.object_boxes(described, width, height, video["frames"], video["fps"])[:, looked_at(video["frames"])]
-    answers = attribute_indices([worlds.readings(scene)[0] for scene in described])
-    return (seen(clips) * 255).round().byte(), answers, boxes, things_of(described, boxes.shape[2])
+    read = [worlds.readings(scene)[0] for scene in described]
+    for row, (scene, reading) in enumerate(zip(described, read)):
+        places = {id(thing): place for place, thing in enumerate(scene.get("objects", ()))}
+        order = [places[id(thing)] for thing in reading.get("objects", ())]
+        boxes[row, :, :len(order)] = boxes[row][:, order]
+    return (seen(clips) * 255).round().byte(), attribute_indices(read), boxes, things_of(read, boxes.shape[2])
 
 
 LESSON = ("frames", "answers", "boxes", "things")  # what `lessons` returns, as files call it
@@ -71,6 +76,22 @@ def roughened(clips, softest):
     flat = F.interpolate(clips.flatten(0, 1), size=(small, small), mode="area")
     flat = F.interpolate(flat, size=clips.shape[-2:], mode="bilinear")
     return (flat + 0.04 * torch.rand(1, device=clips.device) * torch.randn_like(flat)).unflatten(0, clips.shape[:2])
+
+
+def closer(frames, boxes, most):
+    """Clips [B, S, 3, H, W] cut down to a part of the picture, at least 1 - `most` of its sides, and the boxes in it.
+
+    Things are in other places and a little larger then, and still the same things: clips that come again are not learnt
+    by heart so soon."""
+    count, seen_frames = frames.shape[:2]
+    scale = 1 - most * torch.rand(count, device=frames.device)
+    shift = (1 - scale)[:, None] * (2 * torch.rand(count, 2, device=frames.device) - 1)
+    theta = torch.zeros(count, 2, 3, device=frames.device)
+    theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = scale, scale, shift
+    grid = F.affine_grid(theta.repeat_interleave(seen_frames, 0), list(frames.flatten(0, 1).shape), align_corners=False)
+    cut = F.grid_sample(frames.flatten(0, 1), grid, padding_mode="border", align_corners=False).unflatten(0, (count, -1))
+    middle = ((1 + shift) / 2).repeat(1, 2)[:, None, None]
+    return cut, (boxes - middle) / scale.view(-1, 1, 1, 1) + 0.5
 
 
 def rendered(rng, count, device, eager):
@@ -165,12 +186,16 @@ def main():
         del pool[:-options["pool"]]
         drawn = new + rng.choices(pool, k=options["batch"] // GROUP - len(new))
         frames, attributes, boxes, things = (torch.cat(column).to(device) for column in zip(*drawn))
-        frames = roughened(frames.float() / 255, presets.PROBE["softest"])
+        frames = frames.float() / 255
+        if presets.PROBE.get("closer") and rng.random() < 0.7:
+            frames, boxes = closer(frames, boxes, presets.PROBE["closer"])
+        frames = roughened(frames, presets.PROBE["softest"])
         loss = 0.0
         with autocast(device, options["bf16"]):
             if where:
                 looks = probe.look(frames)
-                logits, loss = probe.named(probe.answers(looks)), where.loss(looks, boxes, things)
+                answers, pointed = probe.answers(looks)
+                logits, loss = probe.named(looks, answers, pointed), where.loss(looks, pointed, boxes, things)
             else:
                 logits = probe(frames)
         loss = loss + sum(naming_loss(part.float(), attributes[:, i]) for i, part in enumerate(logits))

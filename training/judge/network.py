@@ -49,53 +49,75 @@ class Plain(nn.Module):
         return [head(hidden) for head in self.heads]
 
 
+def slot_of(name):
+    """Which object an attribute belongs to: 0 for the first, 1 for the second, None for the clip."""
+    whose, _, thing = name.rpartition(" ")
+    return {"": 0, "second": 1}.get(whose) if thing in presets.THINGS else None
+
+
 class Attentive(nn.Module):
     """Small things far off, several of them: a probe that averages less sees their colours.
 
-    `Places` teaches the convolutions, which see each frame by itself, what stands where.
+    The convolutions see each frame by itself. Attention over the places of the picture answers a question for each
+    attribute, and finds the first and the second object: a slot for each points at its places in every frame, and what
+    the convolutions saw there names it. `Places` teaches the convolutions what stands where, and the slots where to
+    point; an architecture of its own, after the object queries of DETR (Carion et al., 2020).
     """
 
     def __init__(self):
         super().__init__()
         self.side, channels = presets.PROBE["side"], presets.PROBE["convolutions"]
-        # pixels of 4x4 as channels, for the first convolution is what takes the time; the second halves once more
-        layers, width = [nn.PixelUnshuffle(4)], 48
+        # pixels of `patch` x `patch` as channels, for the first convolution is what takes the time
+        patch = presets.PROBE["patch"]
+        layers, width, side = [nn.PixelUnshuffle(patch)], 3 * patch ** 2, self.side // patch
         for i, wider in enumerate(channels):
-            layers += [nn.Conv2d(width, wider, 3, padding=1, stride=2 if i == 1 else 1), nn.GroupNorm(8, wider), nn.GELU()]
-            width = wider
-        self.body, self.grid, self.seen = nn.Sequential(*layers), self.side // 8, width
-        self.width = presets.PROBE["width"]
+            stride = 2 if i and side > self.side // 8 else 1
+            layers += [nn.Conv2d(width, wider, 3, padding=1, stride=stride), nn.GroupNorm(8, wider), nn.GELU()]
+            width, side = wider, side // stride
+        self.body, self.grid, self.seen = nn.Sequential(*layers), side, width
+        self.width, self.of = presets.PROBE["width"], [slot_of(name) for name in worlds.ATTRIBUTES]
         self.together = nn.Linear(SEEN * width, self.width)
         self.places = nn.Parameter(0.02 * torch.randn(self.grid ** 2, self.width))
         self.questions = nn.Parameter(0.02 * torch.randn(len(worlds.ATTRIBUTES), self.width))
+        self.slots = nn.Parameter(0.02 * torch.randn(2, self.width))
         layer = nn.TransformerEncoderLayer(self.width, 4, 2 * self.width, dropout=0.0, activation="gelu",
                                            batch_first=True, norm_first=True)
         self.attention = nn.TransformerEncoder(layer, presets.PROBE["layers"], nn.LayerNorm(self.width), False)
-        self.heads = heads(self.width)
+        self.point = nn.Linear(self.width, SEEN * self.width)
+        self.heads = nn.ModuleList(nn.Linear(self.width + (0 if slot is None else self.seen), len(values))
+                                   for slot, values in zip(self.of, worlds.ATTRIBUTES.values()))
 
     def look(self, frames):
         """Every frame by itself: [B, SEEN, C, grid, grid]."""
         return self.body(scaled(frames.flatten(0, 1), self.side)).unflatten(0, (-1, SEEN))
 
     def answers(self, looks):
-        """What the names are read from: [B, A, C]."""
+        """What the names are read from [B, A, C], and where the slots point: logits [B, 2, SEEN, grid * grid]."""
         places = self.together(looks.flatten(3).permute(0, 3, 1, 2).flatten(2)) + self.places
-        asked = self.questions.expand(len(places), -1, -1)
-        return self.attention(torch.cat([asked, places], 1))[:, :asked.shape[1]]
+        asked = torch.cat([self.questions, self.slots]).expand(len(places), -1, -1)
+        heard = self.attention(torch.cat([asked, places], 1))
+        answers, slots, places = heard.split([len(self.questions), len(self.slots), places.shape[1]], 1)
+        point = self.point(slots).unflatten(2, (SEEN, -1))
+        return answers, torch.einsum("bkfc,bpc->bkfp", point, places) / self.width ** 0.5
 
-    def named(self, answers):
-        return [head(answers[:, i]) for i, head in enumerate(self.heads)]
+    def named(self, looks, answers, pointed):
+        """Logits of each attribute."""
+        found = torch.einsum("bkfp,bfcp->bkc", pointed.softmax(-1), looks.flatten(3)) / SEEN
+        return [head(answers[:, i] if slot is None else torch.cat([answers[:, i], found[:, slot]], 1))
+                for i, (slot, head) in enumerate(zip(self.of, self.heads))]
 
     def features(self, frames):
         """[B, C], for distances between sets of clips."""
-        return self.answers(self.look(frames)).mean(1)
+        return self.answers(self.look(frames))[0].mean(1)
 
     def forward(self, frames):
-        return self.named(self.answers(self.look(frames)))
+        looks = self.look(frames)
+        return self.named(looks, *self.answers(looks))
 
 
 class Places(nn.Module):
-    """Has to name, at every place of every frame, the object that is there; no part of what judges.
+    """Has to name, at every place of every frame, the object that is there, and to point at the first and the second; no
+    part of what judges.
 
     An attribute of a small thing is one label for the whole clip to the heads, and some tens of places to this: they learn
     of a clip what they would need many for.
@@ -106,8 +128,9 @@ class Places(nn.Module):
         self.sizes = [1, *(len(worlds.ATTRIBUTES[name]) for name in presets.THINGS)]
         self.head = nn.Conv2d(probe.seen, sum(self.sizes), 1)
 
-    def loss(self, looks, boxes, things):
-        """Of looks [B, S, C, g, g], boxes [B, S, K, 4] in 0..1 of the picture and the attributes of things [B, K, A]."""
+    def loss(self, looks, pointed, boxes, things):
+        """Of looks [B, S, C, g, g], where slots point [B, 2, S, g * g], boxes [B, S, K, 4] in 0..1 of the picture and the
+        attributes of things [B, K, A]."""
         there = places(boxes, looks.shape[-1])
         said = self.head(looks.flatten(0, 1)).unflatten(0, looks.shape[:2]).float()
         whether, *names = said.split(self.sizes, 2)
@@ -119,6 +142,11 @@ class Places(nn.Module):
             which = there[rows, frames, tops, lefts] - 1
             for i, logits in enumerate(names):
                 total = total + F.cross_entropy(logits[rows, frames, :, tops, lefts], things[rows, which, i])
+        for slot in range(pointed.shape[1]):
+            target = (there == slot + 1).flatten(2).float()
+            count = target.sum(-1)
+            miss = -(pointed[:, slot].float().log_softmax(-1) * target).sum(-1) / count.clamp_min(1)
+            total = total + miss.sum() / (count > 0).sum().clamp_min(1)
         return total
 
 
