@@ -135,7 +135,10 @@ def main():
                 "seconds": round(time.time() - start),
             }
             note(work, f"evaluation of {source.name} at {named(size)}: {table[source.name]}")
-    command = (f"python -m training.evaluate --model {args.model} --prompts {args.prompts} "
+    # of a packed model the folder's own name: where it lies is this machine's affair
+    judged_as = [f"packed={Path(text[7:]).name}" if text.startswith("packed=") else text
+                 for text in args.sources.split(",")]
+    command = (f"python -m training.evaluate --model {args.model} --sources {','.join(judged_as)} --prompts {args.prompts} "
                f"--confusable {args.confusable} --measured {args.measured} --size {','.join(map(named, sizes))} "
                f"--seed {args.seed} --sheet {args.sheet} --guidance {args.guidance:g}" + " --add" * args.add)
     facts = {"prompts": args.prompts, "seed": args.seed, "measured": args.measured, "confusable": args.confusable,

@@ -29,11 +29,13 @@ def curve_path(work, stage):
 
 
 def tell(work, stage, step, seconds, values):
-    """Prints how far a stage is and keeps it in STAGE-curve.txt."""
-    line = f"step {step} {seconds:.0f} s {values}"
+    """Prints how far a stage is and keeps it in STAGE-curve.txt, which a run that begins anew begins anew."""
+    line, path = f"step {step} {seconds:.0f} s {values}", curve_path(work, stage)
     print(line, flush=True)
-    with open(curve_path(work, stage), "a", encoding="utf-8") as file:
-        file.write(line + "\n")
+    before = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    if before and int(before[-1].split()[1]) >= step:
+        before = []
+    path.write_text("\n".join([*before, line]) + "\n", encoding="utf-8")
 
 
 class Clock:

@@ -1,7 +1,6 @@
 """Runs a packed model from its shards with the PyTorch references, apart from the engine's own reader.
 
     python tests/goldens/builtin.py model-shards --prompt "a red ball bounces on green grass" --seed 7
-    python tests/goldens/builtin.py model-shards --prompt "..." --size 176x96 --out tests/goldens/builtin-wide.safetensors
     python tests/goldens/builtin.py model-shards --against FRAMES    # PSNR of `kinora generate --out FRAMES` to it
 
 Writes builtin.safetensors: `input_ids` [n] i32, `embeddings` [n, d], `noise` and `latents` [C, F, H, W], and
@@ -33,8 +32,11 @@ def load(folder):
 
 def chosen(manifest, size):
     """An offered size, written 176x96; the default if absent."""
-    offered = manifest["video"]["sizes"]
-    return next(each for each in offered if size in (None, f"{each['width']}x{each['height']}"))
+    offered = {f"{each['width']}x{each['height']}": each for each in reversed(manifest["video"]["sizes"])}
+    size = size or list(offered)[-1]
+    if size not in offered:
+        raise SystemExit(f"--size {size}: the model offers {', '.join(offered)}")
+    return offered[size]
 
 
 def latent_shape(manifest, size):

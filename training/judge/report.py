@@ -49,7 +49,7 @@ def tables(facts):
         f"{facts['prompts']} held-out prompts (seed {facts['seed']}), named "
         f"by the probe; {facts['confusable']} more in which two words could change places (opposite directions, say); "
         f"physics by tracking on {facts['measured']} clips of each kind, medians, in brackets of how many it could be "
-        f"measured. {', '.join(f'`{command}`' for command in dict.fromkeys(facts['commands']))}, {facts['date']}.", *parts, "",
+        f"measured. {', '.join(f'`{command}`' for command in facts['commands'])}, {facts['date']}.", *parts, "",
         f"The probe itself, on {probe['held_out_renders']} held-out renders: "
         + ", ".join(f"{name} {percent(value)}" for name, value in probe["right"].items()) + ".",
         END])
