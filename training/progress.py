@@ -24,13 +24,9 @@ def note(work, text):
             file.write(line + "\n")
 
 
-def curve_path(work, stage):
-    return work / f"{stage}-curve.txt"
-
-
 def tell(work, stage, step, seconds, values):
     """Prints how far a stage is and keeps it in STAGE-curve.txt, which a run that begins anew begins anew."""
-    line, path = f"step {step} {seconds:.0f} s {values}", curve_path(work, stage)
+    line, path = f"step {step} {seconds:.0f} s {values}", work / f"{stage}-curve.txt"
     print(line, flush=True)
     before = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     if before and int(before[-1].split()[1]) >= step:

@@ -4,6 +4,17 @@ import torch
 from PIL import Image, ImageDraw
 
 
+def save_stacked(rows, path, gap=2):
+    """Pictures one below the other, as one."""
+    sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height + gap for row in rows)), "white")
+    y = 0
+    for row in rows:
+        sheet.paste(row, (0, y))
+        y += row.height + gap
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path, optimize=True)
+
+
 def contact_sheet(clips, labels, path, frames=(0, 3, 6, 9, 12, 16), scale=1):
     """Save `frames` of every clip [T, 3, H, W] (0..1) as a row under its label."""
     rows = []
@@ -19,13 +30,7 @@ def contact_sheet(clips, labels, path, frames=(0, 3, 6, 9, 12, 16), scale=1):
             ImageDraw.Draw(framed).text((3, 1), label, fill="black")
             row = framed
         rows.append(row)
-    sheet = Image.new("RGB", (max(r.width for r in rows), sum(r.height + 2 for r in rows)), "white")
-    y = 0
-    for row in rows:
-        sheet.paste(row, (0, y))
-        y += row.height + 2
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path, optimize=True)
+    save_stacked(rows, path)
 
 
 class Samples:
@@ -61,11 +66,5 @@ class Samples:
 
     def finish(self, *paths):
         rows = [Image.open(path) for path in self._rows()]
-        sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
-        y = 0
-        for row in rows:
-            sheet.paste(row, (0, y))
-            y += row.height
         for path in paths:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            sheet.save(path, optimize=True)
+            save_stacked(rows, path, 0)

@@ -77,20 +77,20 @@ def average(ema, model, decay):
 
 
 @torch.no_grad()
-def show(model, tokenizer, autoencoder, path, guidance, sigmas, device, prompts=None):
-    prompts = prompts or list(worlds.EXAMPLES)
-    latents = sampling.sample(model, tokenizer, prompts, list(range(len(prompts))), sigmas, guidance, device)
-    clips = torch.cat([autoencoder.decode(z[None]) for z in latents])
-    contact_sheet(clips, prompts, path)
-    return clips
-
-
-@torch.no_grad()
-def some(model, tokenizer, autoencoder, guidance, sigmas, device):
-    """The clips of `Samples`: always the same prompts and seeds."""
-    prompts = list(worlds.EXAMPLES[:Samples.CLIPS])
+def made(model, tokenizer, autoencoder, guidance, sigmas, device, prompts):
+    """Clips of prompts, always of the same seeds."""
     latents = sampling.sample(model, tokenizer, prompts, list(range(len(prompts))), sigmas, guidance, device)
     return torch.cat([autoencoder.decode(z[None]) for z in latents])
+
+
+def show(model, tokenizer, autoencoder, path, guidance, sigmas, device):
+    prompts = list(worlds.EXAMPLES)
+    contact_sheet(made(model, tokenizer, autoencoder, guidance, sigmas, device, prompts), prompts, path)
+
+
+def some(model, tokenizer, autoencoder, guidance, sigmas, device):
+    """The clips of `Samples`."""
+    return made(model, tokenizer, autoencoder, guidance, sigmas, device, list(worlds.EXAMPLES[:Samples.CLIPS]))
 
 
 class Standing(torch.nn.Linear):
