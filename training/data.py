@@ -138,12 +138,16 @@ class Group:
 
 
 class LatentData:
-    """Random batches from the shards that exist, each of one size; `refresh` takes in new ones."""
+    """Random batches from the shards that exist, each of one of `sizes` (width, height), those without a low-rank change
+    if absent; `refresh` takes in new ones."""
 
-    def __init__(self, work, seed, device, caption_dropout=0.1, object_weight=5.0, confusable=0.0):
+    def __init__(self, work, seed, device, caption_dropout=0.1, object_weight=5.0, confusable=0.0,
+                 sizes=None):
         self.work, self.device = work, device
         self.dropout, self.weight, self.confusable = caption_dropout, object_weight, confusable
         self.rng = random.Random(seed)
+        from .sampling import latent_shape
+        self.shapes = [latent_shape(size) for size in sizes or presets.own_sizes()]
         self.groups, self.shards = {}, set()
         self.refresh()
         if not self.groups:
@@ -156,7 +160,8 @@ class LatentData:
         from .make_latents import load_shards
         fresh = {}
         for group in load_shards(self.work, self.shards, self.device):
-            fresh.setdefault(group.latents.shape[1:], []).append(group)
+            if tuple(group.latents.shape[1:]) in self.shapes:
+                fresh.setdefault(group.latents.shape[1:], []).append(group)
         for shape, groups in fresh.items():
             known = self.groups.setdefault(shape, groups[0])
             known.add([group for group in groups if group is not known])

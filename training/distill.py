@@ -2,6 +2,7 @@
 
     python -m training.distill [--preset cpu] [--minutes 15]
     python -m training.distill --teacher student --name student2 --set steps=2 --set guidance=1
+    python -m training.distill --size 176x96
 
 After Salimans and Ho, "Progressive distillation for fast sampling of diffusion
 models" (2022), and Meng et al., "On distillation of guided diffusion models"
@@ -11,7 +12,9 @@ sigmas the student regresses the mean velocity of that walk in one pass without
 guidance. A walk costs the teacher many passes, so recent walks are kept and each
 is used a few times (`replay`). Rows with given frames keep the plain
 flow-matching loss, which keeps that ability. The second command goes on from four
-steps to two. `--choose` measures shifts first: PSNR of 4 guided teacher steps
+steps to two. The third teaches a finished student a size of which the teacher has a
+low-rank change (`train_lora.py`): the student's own change of it, begun as the
+teacher's; student-WxH.safetensors. `--choose` measures shifts first: PSNR of 4 guided teacher steps
 against 24. Writes student-state.pt and student.pt.
 """
 
@@ -22,14 +25,16 @@ import time
 
 import torch
 
-from . import distributed, presets, sampling, tokenizer as tokenizers, worlds
+from . import distributed, lora, presets, sampling, tokenizer as tokenizers, worlds
 from .autoencoder import psnr
 from .data import LatentData, encode
 from .make_latents import load_autoencoder
 from .model import TextToVideo
+from .optim import Muon
 from .precision import autocast
 from .progress import REPORTS, Clock, note, save, save_weights, tell
 from .sheet import Samples
+from .train_lora import trainable, with_change
 from .train_teacher import average, masked_loss, noised, optimiser_for, show, some
 
 
@@ -99,6 +104,16 @@ def taught_shift(work, teacher):
     return json.loads(facts.read_text()).get("shift", 3.0) if facts.exists() else 3.0
 
 
+def opened(work, name, tokenizer, size=None, change=None):
+    """A model's weights, and with `size` a change beside them, begun as the one of `change`."""
+    model = TextToVideo(tokenizer.get_vocab_size())
+    weights = torch.load(work / f"{name}.pt", map_location="cpu")
+    model.load_state_dict({name: value.float() for name, value in weights.items()})
+    if size:
+        lora.put(with_change(model, size).transformer, lora.load(lora.path_of(work, change, size)))
+    return model
+
+
 def main():
     parser = presets.arguments("distill", __doc__)
     parser.add_argument("--choose", action="store_true", help="measure shifts before training")
@@ -106,12 +121,15 @@ def main():
                         help="sigma shift without --choose; the one that --teacher was distilled with, or 3")
     parser.add_argument("--teacher", default="teacher", help="whose weights show the way")
     parser.add_argument("--name", default="student", help="what the result is called")
+    parser.add_argument("--size", metavar="WxH", help="a size with a low-rank change: learn the student's change")
     args = parser.parse_args()
     options, work = presets.settings(args), presets.work_dir(args.work)
     rank, world, device = distributed.start(options["device"])
     tokenizer = tokenizers.load(work)
-    teacher = TextToVideo(tokenizer.get_vocab_size())
-    teacher.load_state_dict(torch.load(work / f"{args.teacher}.pt", map_location="cpu"))
+    size = presets.lora_size(args.size) if args.size else None
+    sizes = [size] if size else presets.own_sizes()
+    result = f"{args.name}-{args.size}" if size else args.name
+    teacher = opened(work, args.teacher, tokenizer, size, args.teacher)
     teacher.to(device).eval().requires_grad_(False)
     autoencoder = load_autoencoder(work, device)
     shift, measured = args.shift or taught_shift(work, args.teacher), None
@@ -122,14 +140,19 @@ def main():
         note(work, f"distillation: dB of {options['steps']} against 24 steps by shift: {measured}")
     sigmas = sampling.schedule(options["steps"], shift)
 
-    student = copy.deepcopy(teacher)
-    state_path, weights = work / f"{args.name}-state.pt", work / f"{args.name}.pt"
-    if weights.exists() and not state_path.exists() and not (work / f"{args.name}.json").exists():
-        # begun on another machine
-        student.load_state_dict(torch.load(weights, map_location=device))
-    ema = copy.deepcopy(student)
-    student.requires_grad_(True)
-    optimiser = optimiser_for(student, options)
+    state_path = work / f"{result}-state.pt"
+    weights_path = lora.path_of(work, args.name, size) if size else work / f"{result}.pt"
+    # begun on another machine
+    begun = weights_path.exists() and not state_path.exists() and not (work / f"{result}.json").exists()
+    if size:
+        student = opened(work, args.name, tokenizer, size, args.name if begun else args.teacher).to(device)
+    else:
+        student = opened(work, args.name, tokenizer).to(device) if begun else copy.deepcopy(teacher).requires_grad_(True)
+    ema = copy.deepcopy(student).requires_grad_(False)
+    if size:
+        optimiser = Muon([{"params": trainable(student), "lr": options["lora_lr"]}], betas=(0.9, 0.98))
+    else:
+        optimiser = optimiser_for(student, options)
     step, spent, log = 0, 0.0, []
     if state_path.exists():
         state = torch.load(state_path, map_location=device)
@@ -142,22 +165,25 @@ def main():
     seed = options["seed"] + 100 + step + 100003 * rank
     torch.manual_seed(seed)
     rng = random.Random(seed + 1)
-    data = LatentData(work, seed + 2, device, caption_dropout=0.0)
+    data = LatentData(work, seed + 2, device, caption_dropout=0.0, sizes=sizes)
     if not args.eager:
         student.compiled()
         teacher.compiled()
     run = distributed.shared(student)
-    clock = Clock(work, args.name, options, spent)
+    clock = Clock(work, result, options, spent)
     batch = max(2, options["batch"] // world)
     walkers = max(1, options["walkers"] // world)
     if rank == 0:
         note(work, f"distillation: starts at step {step}, sigmas {[round(s, 4) for s in sigmas]}")
     walks = Walks(sigmas, options["keep"], rng)
-    last_save, losses, samples = time.time(), [], Samples(work, args.name, step)
+    last_save, losses, samples = time.time(), [], Samples(work, result, step)
 
     def keep(elapsed):
         save(state_path, model=student, ema=ema, optimiser=optimiser, step=step, spent=elapsed, log=log, shift=shift)
-        save_weights(work / f"{args.name}.pt", ema.state_dict())
+        if size:
+            lora.save(weights_path, ema.transformer)
+        else:
+            save_weights(weights_path, ema.state_dict())
         clock.keep()
 
     while clock.running():
@@ -166,7 +192,7 @@ def main():
         if step % options["replay"] == 0 or not walks.groups:
             texts = [worlds.caption(worlds.random_scene(rng), rng) for _ in range(walkers)]
             ids = encode(tokenizer, texts).to(device)
-            noise = torch.randn(walkers, *sampling.latent_shape(rng.choice(presets.VIDEO["sizes"])), device=device)
+            noise = torch.randn(walkers, *sampling.latent_shape(rng.choice(sizes)), device=device)
             with autocast(device):
                 walks.add(*walk(teacher, noise, ids, path, options["substeps"], options["guidance"]), ids)
         x, level, target, ids = walks.draw(2 * batch)
@@ -181,7 +207,7 @@ def main():
             with autocast(device):
                 prediction = run(x, level, given_ids)
             (0.5 * masked_loss(prediction.float(), target, mask * weights)).backward()
-        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(trainable(student), 1.0)
         optimiser.step()
         student.zero_grad(set_to_none=True)
         step += 1
@@ -192,9 +218,9 @@ def main():
         if rank != 0:
             continue
         if step % 10 == 0:
-            tell(work, args.name, step, elapsed, f"loss {log[-1][2]:.4f}")
+            tell(work, result, step, elapsed, f"loss {log[-1][2]:.4f}")
         if (number := samples.due(done)):
-            samples.keep(number, some(ema, tokenizer, autoencoder, 1.0, sigmas, device), step, elapsed)
+            samples.keep(number, some(ema, tokenizer, autoencoder, 1.0, sigmas, device, sizes[0]), step, elapsed)
         if time.time() - last_save > 150:
             last_save = time.time()
             keep(elapsed)
@@ -209,11 +235,11 @@ def main():
     facts = {"steps": step, "walks": walked, "minutes": elapsed / 60, "guidance": options["guidance"],
              "teacher": args.teacher, "substeps": options["substeps"], "sigmas": sigmas, "shift": shift,
              "shift_db": measured, "loss": [(s, round(value, 4)) for s, _, value in log]}
-    (work / f"{args.name}.json").write_text(json.dumps(facts))
+    (work / f"{result}.json").write_text(json.dumps(facts))
     if (number := samples.due(1)):
-        samples.keep(number, some(ema, tokenizer, autoencoder, 1.0, sigmas, device), step, elapsed)
-    samples.finish(REPORTS / f"{args.name}-samples.png", work / f"{args.name}-samples.png")
-    show(ema, tokenizer, autoencoder, REPORTS / f"{args.name}.png", 1.0, sigmas, device)
+        samples.keep(number, some(ema, tokenizer, autoencoder, 1.0, sigmas, device, sizes[0]), step, elapsed)
+    samples.finish(REPORTS / f"{result}-samples.png", work / f"{result}-samples.png")
+    show(ema, tokenizer, autoencoder, REPORTS / f"{result}.png", 1.0, sigmas, device, sizes[0])
     note(work, f"distillation: finished, {step} steps, {walked} walks, {elapsed / 60:.0f} min, "
                f"loss {log[-1][2] if log else float('nan'):.4f}")
 

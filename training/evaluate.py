@@ -20,6 +20,7 @@ import torch
 from . import presets, probe as probes, tokenizer as tokenizers, worlds
 from .judge import features as distances, measure, report, sources
 from .make_latents import load_autoencoder
+from .presets import named
 from .progress import REPORTS, note
 from .sheet import contact_sheet
 
@@ -46,12 +47,8 @@ def sizes_of(text):
     chosen = [[int(side) for side in size.split("x")] for size in text.split(",")] if text else offered
     for size in chosen:
         if size not in offered:
-            raise SystemExit(f"--size {text}: the model's sizes are {', '.join(named(each) for each in offered)}")
+            raise SystemExit(f"--size {text}: the model's sizes are {', '.join(map(named, offered))}")
     return chosen
-
-
-def named(size):
-    return f"{size[0]}x{size[1]}"
 
 
 def draw_sheet(source, probe, size, seed):
@@ -115,7 +112,7 @@ def main():
     seeds = range(200 * args.seed, 200 * args.seed + len(prompts))
     renders, at = sources.Renders(device), {}
     for size in sizes:
-        if sheet:
+        if sheet and sheet.makes(size):
             draw_sheet(sheet, probe, size, args.sheet)
         real = measure.features(probe, renders.clips(prompts, described, seeds, size))
         # another set of scenes shows what distance chance alone makes
@@ -123,6 +120,8 @@ def main():
         table = {}
         at[named(size)] = {"frechet_of_other_renders": round(chance, 3), "sources": table}
         for source in judged:
+            if not source.makes(size):
+                continue
             start = time.time()
             clips = source.clips(prompts, described, seeds, size)
             wrong = measure.misses(probe, clips, described)

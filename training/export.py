@@ -3,7 +3,9 @@
     python -m training.export --out DIR [--from teacher|student]
 
 Weights are f32 under the names of the networks: text_encoder.* (transformers),
-transformer.* (diffusers), autoencoder.* (TAEHV).
+transformer.* (diffusers), autoencoder.* (TAEHV), and transformer.size_loras.WxH.*
+for sizes that have a low-rank change (`lora.py`). Such a size is offered only if
+its change has been learnt.
 """
 
 import json
@@ -13,17 +15,34 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from . import presets, sampling, tokenizer as tokenizers, worlds
+from . import lora, presets, sampling, tokenizer as tokenizers, worlds
 
 
 def read_json(path):
     return json.loads(path.read_text()) if path.exists() else {}
 
 
+def offered(work, source):
+    """The sizes that there are weights for, by name, as the manifest has them."""
+    sizes = {}
+    for width, height in presets.VIDEO["sizes"]:
+        name = presets.named((width, height))
+        size = {"width": width, "height": height, "frames": [presets.VIDEO["frames"]]}
+        if name not in presets.LORAS:
+            sizes[name] = size
+        elif lora.path_of(work, source, (width, height)).exists():
+            sizes[name] = {**size, "lora_rank": presets.LORAS[name]}
+    return sizes
+
+
 def manifest(work, source, tokenizer, sigmas, shift):
     video = presets.VIDEO
     facts = {name: read_json(work / f"{name}.json") for name in ("autoencoder", "decoder", "teacher", source)}
     facts = {name: part for name, part in facts.items() if part}  # of the stages that there were
+    sizes = offered(work, source)
+    for name in sizes:
+        if name in presets.LORAS:
+            facts.update({key: read_json(work / f"{key}.json") for key in (f"teacher-{name}", f"{source}-{name}")})
     for part in facts.values():
         for curve in ("log", "loss"):  # kept in reports/, too long for a manifest
             part.pop(curve, None)
@@ -39,8 +58,7 @@ def manifest(work, source, tokenizer, sigmas, shift):
         "transformer": {"kind": "wan", **presets.TRANSFORMER},
         "autoencoder": presets.AUTOENCODER,
         "sampler": {"sigmas": [round(s, 6) for s in sigmas], "shift": 1.0, "step": "euler", "timestep_scale": 1000.0},
-        "video": {"fps": video["fps"], "sizes": [{"width": width, "height": height, "frames": [video["frames"]]}
-                                             for width, height in video["sizes"]]},
+        "video": {"fps": video["fps"], "sizes": list(sizes.values())},
         "vocabulary": json.loads((work / "vocabulary.json").read_text()),
         "examples": list(worlds.EXAMPLES),
         # The packer fills in what the most demanding clip needs.
@@ -57,6 +75,9 @@ def tensors_of(work, source):
         # transformers ties this one to text_encoder.shared.weight
         if name != "text_encoder.encoder.embed_tokens.weight":
             out[name] = value.float().contiguous().clone()
+    for name, size in offered(work, source).items():
+        if "lora_rank" in size:
+            out.update(lora.exported(name, lora.load(lora.path_of(work, source, (size["width"], size["height"])))))
     for name, value in torch.load(work / "autoencoder.pt", map_location="cpu").items():
         out[f"autoencoder.{name}"] = value.float().contiguous().clone()
     return out

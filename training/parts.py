@@ -15,6 +15,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load, save
 
+from . import lora
+
 PART_BYTES = 15 * 2 ** 20
 
 
@@ -26,6 +28,8 @@ def split(folder, work, names):
             state = torch.load(work / f"{name}.pt", map_location="cpu")
             # the format has neither two names of one tensor, as tied tables are, nor a channels-last order
             tensors.update({f"{name}/{key}": value.half().contiguous().clone() for key, value in state.items()})
+        for path in sorted(work.glob(f"{name}-*x*.safetensors")):  # low-rank changes (`lora.py`)
+            tensors.update({f"{path.name}/{key}": value for key, value in load(path.read_bytes()).items()})
     blob = save(tensors)
     fresh = folder.with_name(f"{folder.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
@@ -54,7 +58,10 @@ def join(folder, work):
         name, _, tensor = key.partition("/")
         states.setdefault(name, {})[tensor] = value.float()
     for name, state in states.items():
-        if not (work / f"{name}.pt").exists():
+        if name.endswith(".safetensors"):
+            if not (work / name).exists():
+                lora.write(work / name, state)
+        elif not (work / f"{name}.pt").exists():
             torch.save(state, work / f"{name}.pt")
     for name, text in facts["files"].items():
         if not (work / name).exists():

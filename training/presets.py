@@ -1,6 +1,6 @@
 """The models and the settings of every training stage.
 
-A model (`meadow`, `meadow-wide`, `harbour`, `harbour-large`) is a world and the shapes of its networks; `--model` or
+A model (`meadow`, `harbour`, `harbour-large`) is a world and the shapes of its networks; `--model` or
 $KINORA_MODEL picks one. A preset (`cpu`, `gpu`) holds the budgets and rates of the stages. Every stage reads its part
 from here.
 """
@@ -14,7 +14,9 @@ from pathlib import Path
 # What a model is: the world it shows, the sizes of its clips and its three networks.
 MEADOW = {
     "world": "meadow",
-    "video": {"sizes": [[128, 128]], "frames": 17, "fps": 12, "caption_tokens": 28},
+    "video": {"sizes": [[128, 128], [176, 96]], "frames": 17, "fps": 12, "caption_tokens": 28},
+    # sizes that the denoiser makes with a low-rank change of its weights (`lora.py`), and the change's rank
+    "loras": {"176x96": 10},
     "autoencoder": {
         "kind": "taehv",
         "image_channels": 3,
@@ -61,12 +63,8 @@ MEADOW = {
     "things": [],
 }
 
-# The same networks for two shapes of the picture.
-MEADOW_WIDE = copy.deepcopy(MEADOW)
-MEADOW_WIDE["video"].update(sizes=[[128, 128], [176, 96]])
-
-HARBOUR = copy.deepcopy(MEADOW_WIDE)
-HARBOUR["world"] = "harbour"
+HARBOUR = copy.deepcopy(MEADOW)
+HARBOUR.update(world="harbour", loras={})
 # Scenery has no detail finer than `grain` pixels: what latents do not hold a decoder blurs.
 HARBOUR["video"].update(caption_tokens=48, grain=3.0)
 HARBOUR["probe"] = {"side": 128, "patch": 4, "convolutions": [64, 128, 128], "layers": 2, "width": 192, "softest": 72,
@@ -81,7 +79,7 @@ HARBOUR_LARGE["text_encoder"].update(d_model=384, num_heads=6, d_ff=1024, num_la
 HARBOUR_LARGE["transformer"].update(num_layers=8, num_attention_heads=6, ffn_dim=1536, text_dim=384, in_channels=64,
                                     out_channels=64)
 
-MODELS = {"meadow": MEADOW, "meadow-wide": MEADOW_WIDE, "harbour": HARBOUR, "harbour-large": HARBOUR_LARGE}
+MODELS = {"meadow": MEADOW, "harbour": HARBOUR, "harbour-large": HARBOUR_LARGE}
 
 CPU = {
     "device": "cpu",
@@ -98,8 +96,9 @@ CPU = {
     "text": {"minutes": 2, "batch": 64, "lr": 1e-3, "muon_lr": 2e-3, "confusable": 0.3},
     "teacher": {"minutes": 65, "batch": 32, "lr": 1e-3, "muon_lr": 2e-3, "ema": 0.995, "given": 0.15,
                 "naming": 0.1, "placing": 0.1, "reading": 0.1, "confusable": 0.15, "bake": 1.0, "guidance": 2.5},
-    "distill": {"minutes": 15, "batch": 16, "lr": 3e-4, "muon_lr": 5e-4, "ema": 0.98, "given": 0.15, "guidance": 3.0,
-                "steps": 4, "substeps": 2, "walkers": 8, "replay": 3, "keep": 2048},
+    "lora": {"minutes": 90, "batch": 8, "lr": 4e-3, "ema": 0.998, "given": 0.15, "confusable": 0.15, "guidance": 3.0},
+    "distill": {"minutes": 15, "batch": 16, "lr": 3e-4, "muon_lr": 5e-4, "lora_lr": 1e-3, "ema": 0.98, "given": 0.15,
+                "guidance": 3.0, "steps": 4, "substeps": 2, "walkers": 8, "replay": 3, "keep": 2048},
 }
 
 GPU = copy.deepcopy(CPU)
@@ -118,11 +117,29 @@ PRESETS = {"cpu": CPU, "gpu": GPU}
 
 def use(model):
     """Makes a model's parts the module's MODEL, WORLD, VIDEO, AUTOENCODER, TEXT_ENCODER, TRANSFORMER, PROBE and
-    THINGS."""
+    THINGS and LORAS."""
     globals().update({part.upper(): value for part, value in MODELS[model].items()}, MODEL=model)
 
 
 use(os.environ.get("KINORA_MODEL", "meadow"))
+
+
+def named(size):
+    return f"{size[0]}x{size[1]}"
+
+
+def own_sizes():
+    """The sizes that the denoiser makes with its weights as they are."""
+    return [size for size in VIDEO["sizes"] if named(size) not in LORAS]
+
+
+def lora_size(text=None):
+    """The size of this name that has a low-rank change, the first one if absent."""
+    offered = [size for size in VIDEO["sizes"] if named(size) in LORAS]
+    for size in offered:
+        if text in (None, named(size)):
+            return size
+    raise SystemExit(f"--size {text}: sizes with a low-rank change are {', '.join(map(named, offered)) or 'none'}")
 
 
 def cell():

@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from . import lora
+
 
 def read_shards(folder, manifest):
     """The shards as bytes, each held to its size and SHA-256."""
@@ -56,13 +58,15 @@ def load(folder):
 
 
 def parts(tensors):
-    """State dictionaries of the autoencoder and of the text encoder with the denoiser."""
+    """State dictionaries of the autoencoder and of the text encoder with the denoiser, and the low-rank changes by size
+    (`lora.py`)."""
+    tensors, changes = lora.taken_apart(tensors)
     autoencoder = {name.removeprefix("autoencoder."): value for name, value in tensors.items()
                    if name.startswith("autoencoder.")}
     both = {name: value for name, value in tensors.items() if not name.startswith("autoencoder.")}
     # transformers keeps a second name for the tied table
     both["text_encoder.encoder.embed_tokens.weight"] = both["text_encoder.shared.weight"]
-    return autoencoder, both
+    return autoencoder, both, changes
 
 
 def main():
@@ -74,7 +78,12 @@ def main():
     args = parser.parse_args()
     work = presets.work_dir(args.work)
     manifest, tensors = load(args.folder)
-    for part, state in zip(("autoencoder", args.role), parts(tensors)):
+    autoencoder, both, changes = parts(tensors)
+    for size, change in changes.items():
+        path = work / f"{args.role}-{size}.safetensors"
+        if not path.exists():
+            lora.write(path, change)
+    for part, state in (("autoencoder", autoencoder), (args.role, both)):
         if not (work / f"{part}.pt").exists():
             torch.save(state, work / f"{part}.pt")
     if args.role == "student" and not (work / "student.json").exists():

@@ -35,7 +35,8 @@ from .train_teacher import average
 
 
 class Guesses:
-    """Clips and the student's latents of them, of the model's sizes in turn, renewed little by little."""
+    """Clips and the student's latents of them, of the sizes in turn that the student makes with its weights as they are,
+    renewed little by little."""
 
     def __init__(self, work, name, autoencoder, options, eager, keep=256, rendered=None):
         self.tokenizer, self.autoencoder, self.options, self.eager = tokenizers.load(work), autoencoder, options, eager
@@ -49,7 +50,8 @@ class Guesses:
         self.rest = []  # of the file that was opened last
 
     def _render(self, count):
-        size = presets.VIDEO["sizes"][self.turn % len(presets.VIDEO["sizes"])]
+        sizes = presets.own_sizes()
+        size = sizes[self.turn % len(sizes)]
         self.turn += 1
         described = [worlds.scene_like(self.rng, worlds.fast) if self.rng.random() < self.options["fast"]
                      else worlds.random_scene(self.rng) for _ in range(count)]

@@ -77,20 +77,21 @@ def average(ema, model, decay):
 
 
 @torch.no_grad()
-def made(model, tokenizer, autoencoder, guidance, sigmas, device, prompts):
+def made(model, tokenizer, autoencoder, guidance, sigmas, device, prompts, size=None):
     """Clips of prompts, always of the same seeds."""
-    latents = sampling.sample(model, tokenizer, prompts, list(range(len(prompts))), sigmas, guidance, device)
+    latents = sampling.sample(model, tokenizer, prompts, list(range(len(prompts))), sigmas, guidance, device,
+                              size=size)
     return torch.cat([autoencoder.decode(z[None]) for z in latents])
 
 
-def show(model, tokenizer, autoencoder, path, guidance, sigmas, device):
+def show(model, tokenizer, autoencoder, path, guidance, sigmas, device, size=None):
     prompts = list(worlds.EXAMPLES)
-    contact_sheet(made(model, tokenizer, autoencoder, guidance, sigmas, device, prompts), prompts, path)
+    contact_sheet(made(model, tokenizer, autoencoder, guidance, sigmas, device, prompts, size), prompts, path)
 
 
-def some(model, tokenizer, autoencoder, guidance, sigmas, device):
+def some(model, tokenizer, autoencoder, guidance, sigmas, device, size=None):
     """The clips of `Samples`."""
-    return made(model, tokenizer, autoencoder, guidance, sigmas, device, list(worlds.EXAMPLES[:Samples.CLIPS]))
+    return made(model, tokenizer, autoencoder, guidance, sigmas, device, list(worlds.EXAMPLES[:Samples.CLIPS]), size)
 
 
 class Standing(torch.nn.Linear):

@@ -27,13 +27,13 @@ def inputs(count, size, device):
 
 
 def warm(device, teacher, distill, eager=False):
-    """One step of each stage with its settings, for every size of the model."""
+    """One step of each stage with its settings, for every size that they make."""
     model = TextToVideo(WORDS).to(device)
     if not eager:
         model.compiled()
     frozen = copy.deepcopy(model).requires_grad_(False)
     both = Trained(model).to(device)
-    for size in presets.VIDEO["sizes"]:
+    for size in presets.own_sizes():
         x, sigmas, ids = inputs(teacher["batch"], size, device)
         attributes = torch.zeros(len(x), len(both.head.sizes), dtype=torch.long, device=device)
         cells = torch.zeros(len(x), *x.shape[2:], 1 + len(presets.THINGS), dtype=torch.long, device=device)

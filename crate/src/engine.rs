@@ -286,7 +286,7 @@ impl Engine {
     ) -> Result<(Vec<f32>, Vec<f32>)> {
         let config = &self.manifest.sampler;
         let timesteps = vec![sampler.timestep(index) as f32; shape[1]];
-        let (denoiser, compute) = (self.denoiser().await?, &self.compute);
+        let (denoiser, compute) = (self.denoiser_for([shape[2], shape[3]]).await?, &self.compute);
         let input = Input { latents, shape, timesteps: &timesteps, text: &text.captioned };
         let mut velocity = match past {
             None => denoiser.velocity(compute, input).await?,

@@ -252,7 +252,8 @@ impl Generation {
             let timesteps = vec![causal.context_timestep as f32; self.chunk.shape[1]];
             let Chunk { latents, shape, .. } = &self.chunk;
             let input = Input { latents, shape: *shape, timesteps: &timesteps, text: &text.captioned };
-            self.engine.denoiser().await?.remember(&self.engine.compute, input, past).await?;
+            let denoiser = self.engine.denoiser_for([shape[2], shape[3]]).await?;
+            denoiser.remember(&self.engine.compute, input, past).await?;
         }
         self.before += self.chunk.shape[1];
         self.steps_before += self.chunk.done;

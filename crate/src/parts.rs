@@ -50,7 +50,7 @@ impl Parts {
         };
         let (denoiser, autoencoder) = match store {
             Some(store) => {
-                let denoiser = Wan::load(&manifest.transformer, store)?;
+                let denoiser = Wan::with_sizes(manifest, store)?;
                 (Some(Rc::new(denoiser)), Some(Rc::new(Taehv::load(&manifest.autoencoder, store)?)))
             }
             None => (None, None),
@@ -88,11 +88,28 @@ impl Engine {
             return Ok(denoiser.clone());
         }
         let mut store = self.read(|name| name.starts_with(Part::Transformer.prefix())).await?;
-        let mut denoiser = Wan::load(&self.manifest.transformer, &mut store)?;
-        self.parts.loras.apply(denoiser.linears_mut());
+        let mut denoiser = Wan::with_sizes(&self.manifest, &mut store)?;
+        denoiser.set_loras(&self.parts.loras);
         let denoiser = Rc::new(denoiser);
         *self.parts.denoiser.borrow_mut() = Some(denoiser.clone());
         Ok(denoiser)
+    }
+
+    /// The denoiser, set for latents of this height and width.
+    ///
+    /// # Errors
+    /// As [`denoiser`](Self::denoiser), and [`Error::InvalidRequest`] while it is in use for another size.
+    pub(crate) async fn denoiser_for(&self, grid: [usize; 2]) -> Result<Rc<Wan>> {
+        let denoiser = self.denoiser().await?;
+        if denoiser.is_for(grid) {
+            return Ok(denoiser);
+        }
+        drop(denoiser);
+        let mut held = self.parts.denoiser.borrow_mut();
+        let denoiser = held.as_mut().ok_or_else(|| Error::Internal("the denoiser has gone".into()))?;
+        let in_use = || Error::InvalidRequest("the denoiser is in use for a clip of another size, begin later".into());
+        Rc::get_mut(denoiser).ok_or_else(in_use)?.set_for(grid, &self.parts.loras);
+        Ok(denoiser.clone())
     }
 
     /// Latents to frames and back; read from storage where it is not there.
@@ -136,7 +153,7 @@ impl Engine {
         let chosen = self.loras.choose(loras)?;
         if let Some(denoiser) = self.parts.denoiser.get_mut() {
             let in_use = || Error::InvalidRequest("the denoiser is in use, change its LoRAs later".into());
-            chosen.apply(Rc::get_mut(denoiser).ok_or_else(in_use)?.linears_mut());
+            Rc::get_mut(denoiser).ok_or_else(in_use)?.set_loras(&chosen);
         }
         self.parts.loras = chosen;
         Ok(())

@@ -83,14 +83,16 @@ pub async fn run_stage(engine: &Engine, stage: Stage, input: &[u8]) -> Result<Ve
                 .collect::<Vec<_>>()
                 .try_into()
                 .map_err(|_| Error::InvalidRequest("grid must hold three numbers".into()))?;
-            let out = engine.denoiser().await?.first_block(compute, hidden, projection, text, grid).await?;
+            let [_, rows, columns] = engine.manifest.transformer.patch_size;
+            let denoiser = engine.denoiser_for([grid[1].saturating_mul(rows), grid[2].saturating_mul(columns)]).await?;
+            let out = denoiser.first_block(compute, hidden, projection, text, grid).await?;
             output("hidden", &shape, &out)
         }
         Stage::Denoise => {
             let (latents, shape) = inputs.floats::<4>("latents")?;
             let (timesteps, _) = inputs.floats::<1>("timesteps")?;
             let (text, _) = inputs.floats::<2>("text")?;
-            let denoiser = engine.denoiser().await?;
+            let denoiser = engine.denoiser_for([shape[2], shape[3]]).await?;
             let context = denoiser.text_context(compute, text, engine.manifest.text_encoder.max_tokens)?;
             let input = Input { latents: &latents, shape, timesteps: &timesteps, text: &context };
             let velocity = denoiser.velocity(compute, input).await?;

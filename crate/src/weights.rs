@@ -127,6 +127,12 @@ pub(crate) fn is_linear_weight(name: &str, shape: &[usize]) -> bool {
         && !name.starts_with("autoencoder.")
         && !name.ends_with("shared.weight")
         && !name.ends_with("relative_attention_bias.weight")
+        && !is_lora(name)
+}
+
+/// Matrices of a size's low-rank change. They are built on the host, where the rank is filled up for the GPU's kernel.
+fn is_lora(name: &str) -> bool {
+    name.ends_with(".lora_A.weight") || name.ends_with(".lora_B.weight")
 }
 
 fn to_device(compute: &Compute, raw: RawTensor) -> DeviceWeight {

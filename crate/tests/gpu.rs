@@ -29,7 +29,7 @@ fn no_buffer_is_longer_than_every_device_binds() {
     let manifest = read_manifest(&goldens().join("tiny-model")).expect("a manifest");
     let mut large = manifest.clone();
     let size = ClipSize { width: 4096, height: 4096, frames: 9 };
-    large.video.sizes.push(VideoSize { width: 4096, height: 4096, frames: vec![9] });
+    large.video.sizes.push(VideoSize { width: 4096, height: 4096, frames: vec![9], lora_rank: None });
     let asked = PlanRequest {
         size,
         tokens: None,

@@ -20,14 +20,17 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 import models  # first: puts the project on the path
-from training import noise, shards
+from training import lora, noise, shards
 
 KEEP_EVERY = 4
 
 
-def load(folder):
+def load(folder, size=None):
     manifest, tensors = shards.load(folder)
-    return manifest, models.build(manifest, tensors)
+    size = chosen(manifest, size)
+    tensors, changes = lora.taken_apart(tensors)
+    change = changes.get(f"{size['width']}x{size['height']}", {})
+    return manifest, models.build(manifest, lora.merged(tensors, change))
 
 
 def chosen(manifest, size):
@@ -50,7 +53,7 @@ def latent_shape(manifest, size):
 
 @torch.no_grad()
 def run(folder, prompt, seed, size=None):
-    manifest, built = load(folder)
+    manifest, built = load(folder, size)
     words = Tokenizer.from_file(str(folder / manifest["text_encoder"]["tokenizer"]["path"]))
     input_ids = torch.tensor(words.encode(prompt).ids, dtype=torch.int32)
     text = models.encode_text(built, input_ids)

@@ -11,7 +11,8 @@ use burn::tensor::activation::silu;
 use crate::compute::Compute;
 use crate::denoise::cache::{Kept, KeyValue, KvCache};
 use crate::error::{Error, Result};
-use crate::model::manifest::{CausalConfig, TransformerConfig};
+use crate::lora::{Chosen, SizeLoras};
+use crate::model::manifest::{CausalConfig, Manifest, TransformerConfig};
 use crate::ops::{self, Activation, Affine, Linear};
 use crate::weights::WeightStore;
 
@@ -78,6 +79,9 @@ pub struct Wan {
     blocks: Vec<Block>,
     head_modulation: Tensor<2>,
     proj_out: Linear,
+    size_loras: SizeLoras,
+    /// Height and width of the latents that the layers are set for.
+    grid: [usize; 2],
 }
 
 impl Wan {
@@ -112,11 +116,36 @@ impl Wan {
             blocks,
             head_modulation: store.table("transformer.scale_shift_table")?,
             proj_out: store.linear("transformer.proj_out")?,
+            size_loras: SizeLoras::default(),
+            grid: [0, 0],
         })
     }
 
+    /// As [`load`](Self::load), with the changes that belong to the model's sizes.
+    pub(crate) fn with_sizes(manifest: &Manifest, store: &mut WeightStore) -> Result<Self> {
+        let wan = Self::load(&manifest.transformer, store)?;
+        Ok(Self { size_loras: SizeLoras::load(manifest, store)?, ..wan })
+    }
+
+    /// Whether the layers compute what latents of this height and width need.
+    pub(crate) fn is_for(&self, grid: [usize; 2]) -> bool {
+        self.grid == grid || (self.size_loras.of(self.grid).is_none() && self.size_loras.of(grid).is_none())
+    }
+
+    /// Sets every layer for latents of this height and width, and for what else was chosen.
+    pub(crate) fn set_for(&mut self, grid: [usize; 2], chosen: &Chosen) {
+        self.grid = grid;
+        let own = self.size_loras.of(grid);
+        chosen.apply(own, self.linears_mut());
+    }
+
+    /// As it is set, with other choices.
+    pub(crate) fn set_loras(&mut self, chosen: &Chosen) {
+        self.set_for(self.grid, chosen);
+    }
+
     /// Every linear layer: what a LoRA may change.
-    pub(crate) fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
+    fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
         let Self { patch_embedding, time_in, time_out, time_proj, text_in, text_out, blocks, proj_out, .. } = self;
         let inner = blocks.iter_mut().flat_map(|Block { attn1, attn2, ffn_in, ffn_out, .. }| {
             attn1.linears_mut().into_iter().chain(attn2.linears_mut()).chain([ffn_in, ffn_out])

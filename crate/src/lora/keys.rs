@@ -52,6 +52,9 @@ impl<'a> Layers<'a> {
             else {
                 continue;
             };
+            if module.starts_with("size_loras.") {
+                continue; // itself a change
+            }
             layers.flat.extend(wan_underscored(module).into_iter().map(|name| (name, module.to_owned())));
             layers.modules.insert(module.to_owned(), tensor);
         }

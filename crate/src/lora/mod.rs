@@ -5,6 +5,9 @@
 //! [`crate::pack::pack_published`] merges the same files into the weights instead.
 
 pub(crate) mod keys;
+mod sizes;
+
+pub(crate) use sizes::SizeLoras;
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -34,18 +37,19 @@ pub(crate) struct Loras {
 }
 
 /// The change of every weight that a LoRA changes, by the weight's full name without `.weight`.
-type Changes = BTreeMap<String, Rc<LowRank>>;
+pub(crate) type Changes = BTreeMap<String, Rc<LowRank>>;
 
 /// LoRAs at their strengths; those of strength 0 are left out.
 #[derive(Default)]
 pub(crate) struct Chosen(Vec<(Rc<Changes>, f32)>);
 
 impl Chosen {
-    /// Gives every layer its share, and takes away what it had.
-    pub(crate) fn apply<'a>(&self, layers: impl Iterator<Item = &'a mut Linear>) {
+    /// Gives every layer its share of these and of the change that belongs to the clip's size, and takes away what it had.
+    pub(crate) fn apply<'a>(&self, own: Option<Rc<Changes>>, layers: impl Iterator<Item = &'a mut Linear>) {
+        let own: Vec<(Rc<Changes>, f32)> = own.into_iter().map(|own| (own, 1.0)).collect();
         for layer in layers {
             let share = |(lora, strength): &(Rc<Changes>, f32)| Some((lora.get(layer.name())?.clone(), *strength));
-            let shares = self.0.iter().filter_map(share).collect();
+            let shares = own.iter().chain(&self.0).filter_map(share).collect();
             layer.set_low_rank(shares);
         }
     }

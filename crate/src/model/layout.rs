@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use crate::error::{Error, Result};
-use crate::model::manifest::{AutoencoderConfig, Manifest, TextEncoderConfig, TransformerConfig};
+use crate::model::manifest::{AutoencoderConfig, Manifest, TextEncoderConfig, TransformerConfig, VideoSize};
 
 /// A part of the model that is used, and could be freed, as a whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -114,6 +114,9 @@ pub fn expected(manifest: &Manifest) -> Vec<Expected> {
     let mut list = List { prefix: String::new(), tensors: Vec::new() };
     text_encoder(&mut list, &manifest.text_encoder);
     transformer(&mut list, &manifest.transformer);
+    for size in &manifest.video.sizes {
+        list.tensors.extend(size_lora(&manifest.transformer, size));
+    }
     decoder(&mut list, &manifest.autoencoder);
     encoder(&mut list, &manifest.autoencoder);
     list.tensors
@@ -169,6 +172,40 @@ fn transformer(list: &mut List, config: &TransformerConfig) {
     }
     list.add("scale_shift_table", &[1, 2, width], Role::Scale);
     list.linear("proj_out", config.out_channels * frames * rows * columns, width, Role::Weight);
+}
+
+/// Layers of every block that a size's low-rank change covers: what mixes places, and what works on each of them. What a
+/// prompt says is the same in a picture of any shape, so that cross-attention stays as it is.
+const CHANGED_IN_BLOCKS: [&str; 6] =
+    ["attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "ffn.net.0.proj", "ffn.net.2"];
+
+/// What the names of a size's low-rank change start with.
+pub(crate) fn size_lora_prefix(size: &VideoSize) -> String {
+    format!("{}size_loras.{}x{}.", Part::Transformer.prefix(), size.width, size.height)
+}
+
+/// Layers that a size's low-rank change covers, by their names without `transformer.` and `.weight`.
+pub(crate) fn changed_layers(config: &TransformerConfig) -> impl Iterator<Item = String> {
+    let in_blocks = |block: usize| CHANGED_IN_BLOCKS.map(|layer| format!("blocks.{block}.{layer}"));
+    (0..config.num_layers).flat_map(in_blocks).chain(["proj_out".to_owned()])
+}
+
+/// The low-rank change that belongs to one of the model's sizes: for each layer
+/// `transformer.size_loras.{width}x{height}.{layer}.lora_A.weight` `[rank, in]` and `.lora_B.weight` `[out, rank]`. None for a
+/// size that the denoiser makes as it is.
+pub fn size_lora(config: &TransformerConfig, size: &VideoSize) -> Vec<Expected> {
+    let Some(rank) = size.lora_rank else { return Vec::new() };
+    let mut list = List { prefix: Part::Transformer.prefix().into(), tensors: Vec::new() };
+    transformer(&mut list, config);
+    let shapes: BTreeMap<String, Vec<usize>> =
+        list.tensors.into_iter().map(|tensor| (tensor.name, tensor.shape)).collect();
+    let mut changes = List { prefix: size_lora_prefix(size), tensors: Vec::new() };
+    for layer in changed_layers(config) {
+        let shape = &shapes[&format!("{}{layer}.weight", Part::Transformer.prefix())];
+        changes.add(format!("{layer}.lora_A.weight"), &[rank, shape[1]], Role::Weight);
+        changes.add(format!("{layer}.lora_B.weight"), &[shape[0], rank], Role::Weight);
+    }
+    changes.tensors
 }
 
 /// diffusers `WanAttention` with `qk_norm="rms_norm_across_heads"`.

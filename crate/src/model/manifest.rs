@@ -98,6 +98,9 @@ pub struct VideoSize {
     pub height: u32,
     /// Offered numbers of frames.
     pub frames: Vec<u32>,
+    /// Rank of the low-rank change that the denoiser needs for this size; see [`layout::size_lora`](crate::model::layout::size_lora).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora_rank: Option<usize>,
 }
 
 /// The size of one clip.
@@ -249,6 +252,15 @@ impl Manifest {
         let [_, rows, columns] = self.transformer.patch_size;
         let cells = |pixels: u32, patch: usize| (pixels as usize).div_ceil(space).next_multiple_of(patch);
         [self.autoencoder.latent_channels, latent_frames, cells(height, rows), cells(width, columns)]
+    }
+
+    /// The size that has a low-rank change of its own and latents of this height and width.
+    pub(crate) fn size_with_lora(&self, grid: [usize; 2]) -> Option<&VideoSize> {
+        let own = |size: &&VideoSize| {
+            let [_, _, height, width] = self.latent_shape(size.width, size.height, 1);
+            size.lora_rank.is_some() && [height, width] == grid
+        };
+        self.video.sizes.iter().find(own)
     }
 
     /// The default clip.

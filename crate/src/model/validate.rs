@@ -22,6 +22,7 @@ pub(crate) const MAX_PROMPT_PACK_BYTES: u64 = 256 << 20;
 const MAX_WIDTH: usize = 1 << 16;
 const MAX_LAYERS: usize = 256;
 const MAX_TOKENS: u64 = 1 << 20;
+const MAX_LORA_RANK: usize = 256;
 
 fn invalid<T>(reason: impl Into<String>) -> Result<T> {
     Err(Error::Manifest(reason.into()))
@@ -196,7 +197,7 @@ fn video(manifest: &Manifest) -> Result<()> {
     within("video.fps", video.fps as usize, 1, 240)?;
     within("the number of video.sizes", video.sizes.len(), 1, 256)?;
     let (space, time) = (auto.space_compression(), auto.time_compression());
-    let mut seen = HashSet::new();
+    let (mut seen, mut grids) = (HashSet::new(), HashMap::new());
     for size in &video.sizes {
         let (width, height) = (size.width as usize, size.height as usize);
         for (name, value, patch) in [("width", width, wan.patch_size[2]), ("height", height, wan.patch_size[1])] {
@@ -206,6 +207,21 @@ fn video(manifest: &Manifest) -> Result<()> {
             within(&format!("tokens along the {name}"), value.div_ceil(space * patch), 1, wan.rope_max_seq_len)?;
         }
         require(seen.insert((width, height)), || format!("video.sizes has {width}x{height} twice"))?;
+        let [_, _, rows, columns] = manifest.latent_shape(size.width, size.height, 1);
+        if let Some(rank) = size.lora_rank {
+            within("lora_rank in video.sizes", rank, 1, MAX_LORA_RANK)?;
+        }
+        // What a clip's latents look like decides whether the change is used.
+        require(
+            grids
+                .insert([rows, columns], size.lora_rank.is_some())
+                .is_none_or(|other| !other && size.lora_rank.is_none()),
+            || {
+                format!(
+                    "video.sizes has another size with the latents of {width}x{height}, and one of both has a lora_rank"
+                )
+            },
+        )?;
         within("the number of frames in a video size", size.frames.len(), 1, 256)?;
         let mut counts = HashSet::new();
         for &frames in &size.frames {

@@ -284,7 +284,9 @@ impl MemoryPlan {
         if turns || text == TextWeights::Streamed {
             machine.forget();
         }
-        let mut denoising = denoiser::denoising(manifest, &weights, size, &machine, lora_bytes > 0);
+        let [_, _, rows, columns] = manifest.latent_shape(width, height, frames);
+        let lora = lora_bytes > 0 || manifest.size_with_lora([rows, columns]).is_some();
+        let mut denoising = denoiser::denoising(manifest, &weights, size, &machine, lora);
         [pages[1], pages[2]] = denoising.pages;
         if turns {
             denoising.kept.clear();
