@@ -208,35 +208,36 @@ fn the_plan_is_an_upper_bound_and_not_far_above() {
     let mut wrong = Vec::new();
     for (name, dir, text, residency) in cases {
         let manifest = read_manifest(dir).expect("a manifest");
-        let ClipSize { width, height, frames } = manifest.default_size();
-        let request =
-            GenerateRequest { width: Some(width), height: Some(height), frames: Some(frames), ..meadow(PROMPT) };
-        let target = Target::Cpu { threads };
-        let size = manifest.default_size();
-        let plan = PlanRequest { size, tokens: Some(8), target, text, packed: false, lora_bytes: 0, residency };
-        let plan = MemoryPlan::of(&manifest, &plan).expect("a plan");
-        let memory = (residency == Turns).then_some(plan.total().get());
-        let (held, stages) = measured(dir, text, memory, &request);
-        let resident: u64 = plan.resident.iter().map(|item| item.bytes.host.get()).sum();
-        println!("{name}: {size}, {threads} threads");
-        let mut compare = |what: &str, planned: u64, taken: u64| {
-            let ratio = planned as f64 / taken as f64;
-            println!("  {what:<9} planned {planned:>12} measured {taken:>12} {ratio:.3}");
-            if !(1.0..1.6).contains(&ratio) {
-                wrong.push(format!("{name}, {what}: planned {planned}, measured {taken}, {ratio:.3}"));
-            }
-        };
-        compare("resident", resident, held as u64);
-        for (stage, taken) in stages {
-            // A part that is read in its turn is read in the call that needs it.
-            let read = match stage {
-                "prompt" => "read denoiser",
-                "decode" => "read decoder",
-                _ => "",
+        for size in manifest.sizes() {
+            let ClipSize { width, height, frames } = size;
+            let request =
+                GenerateRequest { width: Some(width), height: Some(height), frames: Some(frames), ..meadow(PROMPT) };
+            let target = Target::Cpu { threads };
+            let plan = PlanRequest { size, tokens: Some(8), target, text, packed: false, lora_bytes: 0, residency };
+            let plan = MemoryPlan::of(&manifest, &plan).expect("a plan");
+            let memory = (residency == Turns).then_some(plan.total().get());
+            let (held, stages) = measured(dir, text, memory, &request);
+            let resident: u64 = plan.resident.iter().map(|item| item.bytes.host.get()).sum();
+            println!("{name}: {size}, {threads} threads");
+            let mut compare = |what: &str, planned: u64, taken: u64| {
+                let ratio = planned as f64 / taken as f64;
+                println!("  {what:<9} planned {planned:>12} measured {taken:>12} {ratio:.3}");
+                if !(1.0..1.6).contains(&ratio) {
+                    wrong.push(format!("{name}, {what}: planned {planned}, measured {taken}, {ratio:.3}"));
+                }
             };
-            let planned = plan.stages.iter().filter(|planned| planned.name == stage || planned.name == read);
-            let planned = planned.map(|planned| planned.peak.host.get()).max().expect("the stage is planned");
-            compare(stage, planned, taken);
+            compare("resident", resident, held as u64);
+            for (stage, taken) in stages {
+                // A part that is read in its turn is read in the call that needs it.
+                let read = match stage {
+                    "prompt" => "read denoiser",
+                    "decode" => "read decoder",
+                    _ => "",
+                };
+                let planned = plan.stages.iter().filter(|planned| planned.name == stage || planned.name == read);
+                let planned = planned.map(|planned| planned.peak.host.get()).max().expect("the stage is planned");
+                compare(stage, planned, taken);
+            }
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
