@@ -15,7 +15,7 @@ run_evaluate() {
     cd "$root"
     # The sheet is taken from there below, whatever the caller's own setting is.
     export KINORA_MODEL=$model KINORA_WORK=$work KINORA_REPORTS=$root/training/reports
-    for parts in "training/checkpoints/$model" "training/checkpoints/$model-two-steps"; do
+    for parts in "training/checkpoints/$model" "training/checkpoints/$model"-*; do
         attempt "Reading $parts" "$python" -m training.parts join "$parts"
     done
     attempt "Exporting" "$python" -m training.export --from student --out "$exported"

@@ -99,7 +99,6 @@ def main():
     if args.add:
         added_to(out, args)  # whether it can be, before all the work
     tokenizer = tokenizers.load(work)
-    probe = probes.load(work, device)
     judged = [open_source(text, work, tokenizer, args, device) for text in args.sources.split(",")]
     names = [source.name for source in judged]
     if len(set(names)) < len(names):
@@ -112,6 +111,8 @@ def main():
     seeds = range(200 * args.seed, 200 * args.seed + len(prompts))
     renders, at = sources.Renders(device), {}
     for size in sizes:
+        judge = probes.name_of(work, size)
+        probe = probes.load(work, device, judge)
         if sheet and sheet.makes(size):
             draw_sheet(sheet, probe, size, args.sheet)
         real = measure.features(probe, renders.clips(prompts, described, seeds, size))
@@ -119,6 +120,8 @@ def main():
         chance = distances.frechet(measure.features(probe, renders.clips(*other, seeds, size)), real)
         table = {}
         at[named(size)] = {"frechet_of_other_renders": round(chance, 3), "sources": table}
+        if judge != "probe":
+            at[named(size)]["probe"] = json.loads((work / f"{judge}.json").read_text())
         for source in judged:
             if not source.makes(size):
                 continue

@@ -5,7 +5,8 @@
 It learns from rendered clips only, seen at reduced size and after a random blur and noise, so that a generated clip's
 softness is not what decides. The network is in `judge/network.py`. Of each batch, `fresh` groups of eight clips are new
 ones; `workers` processes render them, or the training itself does; with --set ahead=true it takes what `make_latents
---set seen=true` leaves behind instead. Resumes from probe-state.pt. Writes probe.pt, one that is there is trained on,
+--set seen=true` leaves behind instead. With --size WxH it becomes a probe of that size, probe-WxH.pt, from the one that is
+there: things are squeezed otherwise in it. Resumes from probe-state.pt. Writes probe.pt, one that is there is trained on,
 and probe.json: the share of held-out renders named right per attribute, and what was taken for what.
 """
 
@@ -64,9 +65,15 @@ def names(logits):
     return [{name: values[i] for (name, values), i in zip(worlds.ATTRIBUTES.items(), row)} for row in zip(*picks)]
 
 
-def load(work, device="cpu"):
+def name_of(work, size):
+    """What the probe of a size is called: its own one, if there is one."""
+    own = f"probe-{presets.named(size)}"
+    return own if (work / f"{own}.pt").exists() else "probe"
+
+
+def load(work, device="cpu", name="probe"):
     probe = network.build()
-    probe.load_state_dict(torch.load(work / "probe.pt", map_location=device))
+    probe.load_state_dict(torch.load(work / f"{name}.pt", map_location=device))
     return probe.to(device).eval()
 
 
@@ -94,10 +101,11 @@ def closer(frames, boxes, most):
     return cut, (boxes - middle) / scale.view(-1, 1, 1, 1) + 0.5
 
 
-def rendered(rng, count, device, eager):
-    """`lessons` of clips of one of the model's sizes; the frames that are not looked at are not rendered."""
+def rendered(rng, count, device, eager, sizes=None):
+    """`lessons` of clips of one of `sizes`, all of the model's if absent; the frames that are not looked at are not
+    rendered."""
     described = [worlds.random_scene(rng, allow_held_out=True) for _ in range(count)]
-    size, frames = rng.choice(presets.VIDEO["sizes"]), len(looked_at(presets.VIDEO["frames"]))
+    size, frames = rng.choice(sizes or presets.VIDEO["sizes"]), len(looked_at(presets.VIDEO["frames"]))
     return lessons(worlds.clips(described, device, eager, size, frames).cpu(), described)
 
 
@@ -135,44 +143,51 @@ class Ahead:
 class Renders(torch.utils.data.IterableDataset):
     """Lessons of groups of clips, without end; each process that renders has its own."""
 
-    def __init__(self, seed, device, eager):
-        self.seed, self.device, self.eager = seed, device, eager
+    def __init__(self, seed, device, eager, sizes):
+        self.seed, self.device, self.eager, self.sizes = seed, device, eager, sizes
 
     def __iter__(self):
         worker = torch.utils.data.get_worker_info()
         rng = random.Random(f"{self.seed}-{worker.id}") if worker else random.Random(self.seed)
         while True:
-            yield rendered(rng, GROUP, self.device, self.eager)
+            yield rendered(rng, GROUP, self.device, self.eager, self.sizes)
 
 
-def renders(options, seed, eager):
+def renders(options, seed, eager, sizes):
     device = "cpu" if options["workers"] else options["device"]
-    return iter(torch.utils.data.DataLoader(Renders(seed, device, eager), batch_size=None,
+    return iter(torch.utils.data.DataLoader(Renders(seed, device, eager, sizes), batch_size=None,
                                             num_workers=options["workers"]))
 
 
 def main():
-    args = presets.arguments("probe", __doc__).parse_args()
+    parser = presets.arguments("probe", __doc__)
+    parser.add_argument("--size", metavar="WxH", help="a probe of this size alone")
+    args = parser.parse_args()
     options, work = presets.settings(args), presets.work_dir(args.work)
     device = options["device"]
     torch.manual_seed(options["seed"] + 70)
     rng = random.Random(options["seed"] + 71)
+    sizes = [size for size in presets.VIDEO["sizes"] if args.size in (None, presets.named(size))]
+    if not sizes:
+        raise SystemExit(f"--size {args.size}: it is none of the model's sizes")
+    stage_name = f"probe-{args.size}" if args.size else "probe"
     probe, before = network.build().to(device), 0
     where = network.Places(probe).to(device) if presets.THINGS else None
-    if (work / "probe.pt").exists():
-        probe.load_state_dict(torch.load(work / "probe.pt", map_location=device))
-        before = json.loads((work / "probe.json").read_text())["steps"]
-        note(work, f"probe: goes on from step {before}")
+    start = stage_name if (work / f"{stage_name}.pt").exists() else "probe"
+    if (work / f"{start}.pt").exists():
+        probe.load_state_dict(torch.load(work / f"{start}.pt", map_location=device))
+        before = json.loads((work / f"{start}.json").read_text())["steps"]
+        note(work, f"{stage_name}: goes on from step {before} of {start}")
     learning = nn.ModuleDict({"probe": probe, "where": where or nn.Identity()})
     optimiser = Muon(groups(learning.named_parameters(), lambda n, p: n.startswith(("probe.body", "probe.attention")),
                             options["muon_lr"], options["lr"], 0.01))
-    held = [rendered(random.Random(options["seed"] + 72 + i), GROUP, device, args.eager)
+    held = [rendered(random.Random(options["seed"] + 72 + i), GROUP, device, args.eager, sizes)
             for i in range(options["held"] // GROUP)]
     pool = []
-    stage, total = Interruptible(work, "probe", options, rng, learning=learning, optimiser=optimiser), 0.0
+    stage, total = Interruptible(work, stage_name, options, rng, learning=learning, optimiser=optimiser), 0.0
     # other clips than the last time
     ahead = Ahead(work, device) if options["ahead"] else None
-    fresh = None if ahead else renders(options, options["seed"] + 100000 + before + stage.step, args.eager)
+    fresh = None if ahead else renders(options, options["seed"] + 100000 + before + stage.step, args.eager, sizes)
     if ahead:
         pool += ahead.wait()
     while stage.running():
@@ -204,7 +219,7 @@ def main():
         learning.zero_grad(set_to_none=True)
         stage.step, total = stage.step + 1, total + loss.item()
         if stage.step % options["report"] == 0:
-            tell(work, "probe", before + stage.step, stage.clock.elapsed, f"loss {total / options['report']:.3f}")
+            tell(work, stage_name, before + stage.step, stage.clock.elapsed, f"loss {total / options['report']:.3f}")
             total = 0.0
     if not stage.finished():
         return
@@ -221,9 +236,9 @@ def main():
         known = truth[:, i] != UNKNOWN
         table.index_put_((truth[known, i].cpu(), said[known].cpu()), torch.tensor(1), accumulate=True)
         facts["confusion"][name] = table.tolist()
-    save_weights(work / "probe.pt", probe.state_dict())
-    (work / "probe.json").write_text(json.dumps(facts))
-    note(work, f"probe: finished, {stage.step} steps; right on held-out renders: {facts['right']}")
+    save_weights(work / f"{stage_name}.pt", probe.state_dict())
+    (work / f"{stage_name}.json").write_text(json.dumps(facts))
+    note(work, f"{stage_name}: finished, {stage.step} steps; right on held-out renders: {facts['right']}")
 
 
 if __name__ == "__main__":

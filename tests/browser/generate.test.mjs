@@ -204,6 +204,22 @@ function tint(pixels, channel) {
 	return sum / (pixels.length / 4);
 }
 
+test('another size has its own shape and follows the prompt, and the first is as before it', async () => {
+	await page.selectOption('#size', '176x96x17');
+	const [reds, blues] = [await make(page, RED), await make(page, BLUE)];
+	assert.equal(reds.pixels.length, 17 * 176 * 96 * 4);
+	const track = await new Input({
+		source: new BufferSource(reds.file),
+		formats: ALL_FORMATS,
+	}).getPrimaryVideoTrack();
+	assert.deepEqual([track.displayWidth, track.displayHeight], [176, 96]);
+	const found = { red: [tint(reds.pixels, 0), tint(blues.pixels, 0)], blue: [tint(reds.pixels, 2), tint(blues.pixels, 2)] };
+	assert.ok(found.red[0] > found.red[1] + 0.5, JSON.stringify(found));
+	assert.ok(found.blue[1] > found.blue[0] + 0.5, JSON.stringify(found));
+	await page.selectOption('#size', '128x128x17');
+	assert.equal((await make(page, RED)).hash, red.hash);
+});
+
 test('the colour in the prompt is the colour in the video', async () => {
 	// Under a grey sky nothing but the ball is blue or red, and the same scene twice counts the same on both sides.
 	const clip = (colour) =>

@@ -39,7 +39,12 @@ def rows_of(facts, sources):
 
 
 def tables(facts):
-    probe, parts = facts["probe"], []
+    parts, judges = [], {"": facts["probe"]}
+    judges.update({f" at {size.replace('x', '×')}": found["probe"] for size, found in facts["at"].items()
+                   if "probe" in found})
+    told = [f"{probe['held_out_renders']} held-out renders{where}: "
+            + ", ".join(f"{name} {percent(value)}" for name, value in probe["right"].items())
+            for where, probe in judges.items()]
     for size, found in facts["at"].items():
         parts += ["", f"At {size.replace('x', '×')} (Fréchet distance of other renders: "
                       f"{found['frechet_of_other_renders']:.2f}):", "",
@@ -50,9 +55,7 @@ def tables(facts):
         f"by the probe; {facts['confusable']} more in which two words could change places (opposite directions, say); "
         f"physics by tracking on {facts['measured']} clips of each kind, medians, in brackets of how many it could be "
         f"measured. {', '.join(f'`{command}`' for command in facts['commands'])}, {facts['date']}.", *parts, "",
-        f"The probe itself, on {probe['held_out_renders']} held-out renders: "
-        + ", ".join(f"{name} {percent(value)}" for name, value in probe["right"].items()) + ".",
-        END])
+        "The probe itself, on " + "; ".join(told) + ".", END])
 
 
 def check(card):
