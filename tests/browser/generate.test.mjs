@@ -213,7 +213,10 @@ test('another size has its own shape and follows the prompt, and the first is as
 		formats: ALL_FORMATS,
 	}).getPrimaryVideoTrack();
 	assert.deepEqual([track.displayWidth, track.displayHeight], [176, 96]);
-	const found = { red: [tint(reds.pixels, 0), tint(blues.pixels, 0)], blue: [tint(reds.pixels, 2), tint(blues.pixels, 2)] };
+	const found = {
+		red: [tint(reds.pixels, 0), tint(blues.pixels, 0)],
+		blue: [tint(reds.pixels, 2), tint(blues.pixels, 2)],
+	};
 	assert.ok(found.red[0] > found.red[1] + 0.5, JSON.stringify(found));
 	assert.ok(found.blue[1] > found.blue[0] + 0.5, JSON.stringify(found));
 	await page.selectOption('#size', '128x128x17');

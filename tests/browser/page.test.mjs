@@ -28,7 +28,11 @@ test('the page works from a sub-path and asks no other host', async () => {
 
 test('the built-in model says what it is before it is downloaded', async () => {
 	const page = await site.open();
-	assert.match(await page.locator('#fact-model').innerText(), /128 × 128 for 1\.4 s at 12 frames per second/);
+	assert.match(
+		await page.locator('#fact-model').innerText(),
+		/128 × 128 for 1\.4 s, 176 × 96 for 1\.4 s at 12 frames per second/,
+	);
+	assert.deepEqual(await page.locator('#size option').allInnerTexts(), ['128 × 128', '176 × 96']);
 	assert.match(await page.locator('#consent').innerText(), /downloads the model, \d+(\.\d)? MB, once/);
 	assert.ok((await page.locator('.chip').count()) > 0);
 	await page.locator('.chip').first().click();
