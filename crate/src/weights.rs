@@ -131,7 +131,7 @@ pub(crate) fn is_linear_weight(name: &str, shape: &[usize]) -> bool {
 }
 
 /// Matrices of a size's low-rank change. They are built on the host, where the rank is filled up for the GPU's kernel.
-fn is_lora(name: &str) -> bool {
+pub(crate) fn is_lora(name: &str) -> bool {
     name.ends_with(".lora_A.weight") || name.ends_with(".lora_B.weight")
 }
 

@@ -151,7 +151,12 @@ fn read(
     Ok(layers)
 }
 
-/// `A` and `B` as linear layers. The GPU's kernel reads four inputs at a time, so the rank is filled up with zeros.
+/// The rank that is held: the GPU's kernel reads four inputs at a time, so it is filled up with zeros.
+pub(crate) fn held_rank(rank: usize) -> usize {
+    rank.next_multiple_of(4)
+}
+
+/// `A` and `B` as linear layers.
 fn matrices(
     compute: &Compute,
     layer: &str,
@@ -159,7 +164,7 @@ fn matrices(
     (mut down, down_type): (Vec<f32>, DType),
     (up, up_type): (Vec<f32>, DType),
 ) -> Result<(Linear, Linear)> {
-    let padded = rank.next_multiple_of(4);
+    let padded = held_rank(rank);
     let (rows, columns) = (up.len() / rank, down.len() / rank);
     if 4 * padded * rows.max(columns) > MAX_MATRIX_BYTES {
         return Err(Error::UnsupportedFeature(format!("a LoRA of rank {rank} is too large for {layer}")));

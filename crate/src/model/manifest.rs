@@ -98,7 +98,8 @@ pub struct VideoSize {
     pub height: u32,
     /// Offered numbers of frames.
     pub frames: Vec<u32>,
-    /// Rank of the low-rank change that the denoiser needs for this size; see [`layout::size_lora`](crate::model::layout::size_lora).
+    /// Rank of the low-rank change that the denoiser needs for this size; see
+    /// [`size_lora`](crate::model::layout::size_lora).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lora_rank: Option<usize>,
 }

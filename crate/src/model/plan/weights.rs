@@ -7,12 +7,13 @@
 use std::collections::BTreeSet;
 
 use crate::loading::WIDEN_LIMIT_BYTES;
+use crate::lora::held_rank;
 use crate::model::layout::{self, Part};
-use crate::model::manifest::{Manifest, TensorInfo};
+use crate::model::manifest::{DType, Manifest, TensorInfo};
 use crate::model::plan::bytes::{Bytes, OVERHEAD, page};
 use crate::model::plan::{Both, Item, PlanRequest, Residency, Row, Target, TextWeights};
 use crate::text::umt5::TABLE;
-use crate::weights::is_linear_weight;
+use crate::weights::{is_linear_weight, is_lora};
 
 /// A linear layer's matrix `[n, k]`.
 #[derive(Clone, Copy)]
@@ -72,6 +73,9 @@ impl<'a> Weights<'a> {
         if name.ends_with("relative_attention_bias.weight") {
             return host(values(info));
         }
+        if is_lora(name) {
+            return self.held_change(info);
+        }
         let linear = is_linear_weight(name, &info.shape);
         if self.target != Target::Gpu {
             let packed = linear && info.dtype.quantized() && !widen;
@@ -86,6 +90,20 @@ impl<'a> Weights<'a> {
             _ => values(info),
         };
         Both { host: Bytes::default(), gpu: Bytes::new(page(gpu.get())) }
+    }
+
+    /// One of the matrices of a size's low-rank change, whose rank is its shorter side: as f16 on a GPU where it is
+    /// stored so, with the one number that stands for a bias.
+    fn held_change(&self, info: &TensorInfo) -> Both {
+        let sides = || info.shape.iter().map(|&side| side as u64);
+        let (rank, other) = (sides().min().unwrap_or(0), sides().max().unwrap_or(0));
+        let values = Bytes::new(other) * held_rank(rank as usize) as u64;
+        let gpu = self.target == Target::Gpu;
+        let bytes = values * if gpu && info.dtype == DType::F16 { 2 } else { 4 };
+        if gpu {
+            return Both { host: Bytes::default(), gpu: Bytes::new(page(bytes.get()) + page(4)) };
+        }
+        Both { host: bytes + Bytes::new(OVERHEAD), gpu: Bytes::default() }
     }
 
     /// What a part of the model takes while it is resident.
