@@ -147,7 +147,8 @@ def main():
     if size:
         student = opened(work, args.name, tokenizer, size, args.name if begun else args.teacher).to(device)
     else:
-        student = opened(work, args.name, tokenizer).to(device) if begun else copy.deepcopy(teacher).requires_grad_(True)
+        student = opened(work, args.name, tokenizer).to(device) if begun else copy.deepcopy(teacher)
+        student.requires_grad_(True)
     ema = copy.deepcopy(student).requires_grad_(False)
     if size:
         optimiser = Muon([{"params": trainable(student), "lr": options["lora_lr"]}], betas=(0.9, 0.98))

@@ -77,7 +77,8 @@ def load(path):
     return {name: value.float() for name, value in load_file(path).items()}
 
 
-IN_MODEL = "transformer.size_loras."  # and {width}x{height}., before a change's own names in an exported or packed model
+# with {width}x{height}. behind it, what comes before a change's own names in an exported or packed model
+IN_MODEL = "transformer.size_loras."
 
 
 def exported(size, tensors):

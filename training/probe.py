@@ -5,8 +5,8 @@
 It learns from rendered clips only, seen at reduced size and after a random blur and noise, so that a generated clip's
 softness is not what decides. The network is in `judge/network.py`. Of each batch, `fresh` groups of eight clips are new
 ones; `workers` processes render them, or the training itself does; with --set ahead=true it takes what `make_latents
---set seen=true` leaves behind instead. With --size WxH it becomes a probe of that size, probe-WxH.pt, from the one that is
-there: things are squeezed otherwise in it. Resumes from probe-state.pt. Writes probe.pt, one that is there is trained on,
+--set seen=true` leaves behind instead. With --size WxH it becomes a probe of that size, probe-WxH.pt, from the one that
+is there: things are squeezed otherwise in it. Resumes from probe-state.pt. Writes probe.pt, one that is there is trained on,
 and probe.json: the share of held-out renders named right per attribute, and what was taken for what.
 """
 
