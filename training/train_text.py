@@ -7,8 +7,8 @@ loss does not reach 0; what counts is that it meets full captions. The denoiser 
 colour, shape and motion already lie apart, and need not find that out through a noisy picture. The encoder trains on
 with the denoiser. Writes text.pt; one that is there is trained on. Resumes from text-state.pt.
 
-With --beside a new encoder for the denoiser of teacher.pt is trained: its states stay near those that the denoiser
-knows, but for the captions that the old encoder cannot tell from others. It takes the old one's place in teacher.pt.
+With --beside the encoder of teacher.pt is trained on: its states stay near those that the denoiser knows, but for the
+captions that are easily taken for each other. It takes the old one's place in teacher.pt.
 """
 
 import random
@@ -50,6 +50,18 @@ def captioned(rng, tokenizer, count, full, confusable=0.0):
     return encode(tokenizer, texts), attribute_indices(described), hard
 
 
+AT_ONCE = 16  # batches drawn together
+
+
+def alike(ids, attributes, hard, batch, rng):
+    """Batches of captions of like length, cut down to the longest of them: half of what captions are padded with
+    costs no time then."""
+    lengths = (ids != 0).sum(1)
+    batches = list(lengths.argsort().split(batch))
+    rng.shuffle(batches)
+    return [(ids[rows, :lengths[rows].max()], attributes[rows], hard[rows]) for rows in batches]
+
+
 def states_and_last(model, ids):
     """States [B, L, D] of captions and those of their </s> [B, D]."""
     states, lengths = model.encode_text(ids)
@@ -76,7 +88,7 @@ def read_right(model, reader, tokenizer, rng, confusable, count=512):
 
 def main():
     parser = presets.arguments("text", __doc__)
-    parser.add_argument("--beside", action="store_true", help="train a new encoder for the denoiser of teacher.pt")
+    parser.add_argument("--beside", action="store_true", help="train on the encoder of teacher.pt")
     args = parser.parse_args()
     options, work = presets.settings(args), presets.work_dir(args.work)
     device = options["device"]
@@ -88,39 +100,43 @@ def main():
     if args.beside:
         known = TextToVideo(tokenizer.get_vocab_size()).to(device).requires_grad_(False)
         known.load_state_dict(torch.load(work / "teacher.pt", map_location=device))
+        model.text_encoder.load_state_dict(known.text_encoder.state_dict())
     elif (work / "text.pt").exists():
         model.text_encoder.load_state_dict(torch.load(work / "text.pt", map_location=device))
         note(work, "text: goes on from text.pt")
     reader = AttributeReader(presets.TEXT_ENCODER["d_model"]).to(device)
     trained = torch.nn.ModuleDict({"text_encoder": model.text_encoder, "reader": reader})
     optimiser = Muon(groups(trained.named_parameters(), is_block_matrix, options["muon_lr"], options["lr"], 0.01))
-    stage, total = Interruptible(work, "text", options, rng, trained=trained, optimiser=optimiser), 0.0
+    stage = Interruptible(work, "text", options, rng, trained=trained, optimiser=optimiser)
+    batches, totals = [], torch.zeros(2)
     while stage.running():
         optimiser.set_scale(min((stage.step + 1) / 50, 1.0, (1.0 - stage.clock.done) / 0.3 + 0.01))
-        ids, attributes, hard = captioned(rng, tokenizer, options["batch"], False, options["confusable"])
+        if not batches:
+            drawn = captioned(rng, tokenizer, AT_ONCE * options["batch"], False, options["confusable"])
+            batches = alike(*drawn, options["batch"], rng)
+        ids, attributes, hard = batches.pop()
         ids = ids.to(device)
         states, last = states_and_last(model, ids)
-        loss = reader.loss(last, attributes.to(device))
+        loss, apart = reader.loss(last, attributes.to(device)), torch.zeros(())
         if known is not None:
             near = (~hard).float().to(device)[:, None, None]
             old = known.encode_text(ids)[0]
-            apart = ((states - old) * near).square().sum() / (old * near).square().sum()
-            loss = loss + apart
-        loss.backward()
+            apart = ((states - old) * near).square().sum() / (old * near).square().sum().clamp_min(1.0)
+        (loss + apart).backward()
         torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
         optimiser.step()
         trained.zero_grad(set_to_none=True)
-        stage.step, total = stage.step + 1, total + loss.item()
+        stage.step, totals = stage.step + 1, totals + torch.tensor([loss.item(), apart.item()])
         if stage.step % 100 == 0:
-            tell(work, "text", stage.step, stage.clock.elapsed, f"loss {total / 100:.3f}")
-            total = 0.0
+            tell(work, "text", stage.step, stage.clock.elapsed, f"loss {totals[0] / 100:.3f} apart {totals[1] / 100:.4f}")
+            totals.zero_()
     if not stage.finished():
         return
     save_weights(work / "text.pt", model.text_encoder.state_dict())
     if known is not None:
         known.text_encoder.load_state_dict(model.text_encoder.state_dict())
         save_weights(work / "teacher.pt", known.state_dict())
-        note(work, f"text: {apart:.3f} of the square of the states that the denoiser knows is new")
+        note(work, f"text: {apart.item():.3f} of the square of the states that the denoiser knows is new")
     for name, share in (("full", 0.0), ("confusable", 1.0)):
         note(work, f"text: {stage.step} steps; read from {name} captions: {read_right(model, reader, tokenizer, rng, share)}")
 

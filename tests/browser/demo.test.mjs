@@ -75,6 +75,13 @@ test('a prompt becomes an MP4, and the report says what it took', { timeout: 300
 	assert.match(stderr, new RegExp(`^ *\\d+ % {2}Drawing, step ${steps.length} of ${steps.length}$`, 'm'));
 });
 
+test('another size of the model', { timeout: 300_000 }, async () => {
+	const { status, stdout, stderr } = await demo([PROMPT, '--seed', '7', '--device', 'cpu', '--size', '176x96']);
+	assert.equal(status, 0, stderr);
+	assert.match(stdout, /^clip: +176 x 96, 17 frames /m);
+	assert.deepEqual(await readdir(folder), ['clip.mp4']);
+});
+
 test('on WebGPU too, emulated where there is no other', { timeout: 900_000 }, async () => {
 	const { status, stdout, stderr } = await demo([PROMPT, '--seed', '7', '--device', 'webgpu', '--out', 'gpu.mp4']);
 	assert.equal(status, 0, stderr);
@@ -89,7 +96,12 @@ for (const [what, given, sentence] of [
 	['a seed that is no number', [PROMPT, '--seed', 'seven'], /--seed is a whole number from 0 up, not seven\.$/m],
 	// Node's own words for this one have three lines.
 	['an option without its value', [PROMPT, '--device', '--seed', '7'], /'--device' .+[^.]\. Usage: demo /],
-	['an option that does not exist', [PROMPT, '--size', '64x64'], /Unknown option '--size'.+ Usage: demo /],
+	['an option that does not exist', [PROMPT, '--frames', '17'], /Unknown option '--frames'.+ Usage: demo /],
+	[
+		'a size that the model does not make',
+		[PROMPT, '--size', '64x64'],
+		/--size is 128x128 or 176x96 with this .+ 64x64\.$/m,
+	],
 ]) {
 	test(`${what}: one sentence and no file`, async () => {
 		await assertRefused(await demo([...given]), sentence);

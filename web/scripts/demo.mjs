@@ -1,5 +1,5 @@
 // Makes one clip the way a visitor does: opens the page in a headless browser, types the prompt, clicks Generate and
-// saves the video. `node scripts/demo.mjs ["PROMPT"] [--seed N] [--out clip.mp4] [--device webgpu|cpu]`
+// saves the video. `node scripts/demo.mjs ["PROMPT"] [--seed N] [--size WxH] [--out clip.mp4] [--device webgpu|cpu]`
 import { readFile } from 'node:fs/promises';
 import { extname, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -12,12 +12,14 @@ function readArguments() {
 	try {
 		parsed = parseArgs({
 			allowPositionals: true,
-			options: { seed: { type: 'string' }, out: { type: 'string' }, device: { type: 'string' } },
+			options: Object.fromEntries(['seed', 'size', 'out', 'device'].map((name) => [name, { type: 'string' }])),
 		});
 	} catch (error) {
 		// Node explains some mistakes over several lines; the first one says what is wrong.
 		const reason = error.message.split('\n')[0].replace(/\.$/, '');
-		throw new Failure(`${reason}. Usage: demo ["PROMPT"] [--seed N] [--out clip.mp4] [--device webgpu|cpu]`);
+		throw new Failure(
+			`${reason}. Usage: demo ["PROMPT"] [--seed N] [--size WxH] [--out clip.mp4] [--device webgpu|cpu]`,
+		);
 	}
 	const { values, positionals } = parsed;
 	if (values.device !== undefined && !['webgpu', 'cpu'].includes(values.device)) {
@@ -70,6 +72,13 @@ function report(result, path) {
 	}
 }
 
+function checkSize(asked, { video }) {
+	const offered = video.sizes.map(({ width, height }) => `${width}x${height}`);
+	if (asked !== undefined && !offered.includes(asked)) {
+		throw new Failure(`--size is ${offered.join(' or ')} with this model, not ${asked}.`);
+	}
+}
+
 async function save(page, result, out) {
 	const arriving = page.waitForEvent('download');
 	await page.getByRole('link', { name: 'Save video' }).click();
@@ -84,7 +93,7 @@ async function save(page, result, out) {
 }
 
 async function main() {
-	const { prompt: given, seed, device, out = 'clip.mp4' } = readArguments();
+	const { prompt: given, seed, size, device, out = 'clip.mp4' } = readArguments();
 	const manifest = JSON.parse(
 		await readFile(fileURLToPath(new URL('../dist/model/manifest.json', import.meta.url)), 'utf8').catch(() => '{}'),
 	);
@@ -92,10 +101,11 @@ async function main() {
 	if (!prompt) {
 		throw new Failure('web/dist holds no built page with a model; ./build.sh demo builds it.');
 	}
+	checkSize(size, manifest);
 	const server = await serve();
 	let opened;
 	try {
-		opened = await visit(server.url, device);
+		opened = await visit(server.url, device, size);
 		const { probe, device: used } = opened.availability;
 		console.error(`Prompt: ${prompt}`);
 		console.error(

@@ -63,12 +63,22 @@ async function openPage(browser, url) {
  * The browser and page to use: a real GPU when there is one, else the device that was asked for, else the CPU.
  * @param {string} url address of the page
  * @param {'webgpu' | 'cpu' | undefined} device
+ * @param {string | undefined} size WIDTHxHEIGHT, one of the model's
  */
-export async function visit(url, device) {
+export async function visit(url, device, size) {
+	const address = (used) => {
+		const found = new URL(url);
+		for (const [name, value] of Object.entries({ device: used, size })) {
+			if (value !== undefined) {
+				found.searchParams.set(name, value);
+			}
+		}
+		return found.href;
+	};
 	if (device !== 'cpu' && (await hasGpu())) {
 		const browser = await launch({ gpu: 'hardware' });
 		try {
-			const opened = await openPage(browser, `${url}${device ? `?device=${device}` : ''}`);
+			const opened = await openPage(browser, address(device));
 			const { probe } = opened.availability;
 			if (probe?.adapter && !probe.software) {
 				return { browser, ...opened };
@@ -80,7 +90,7 @@ export async function visit(url, device) {
 	}
 	const browser = await launch({ gpu: 'software' });
 	try {
-		return { browser, ...(await openPage(browser, `${url}?device=${device ?? 'cpu'}`)) };
+		return { browser, ...(await openPage(browser, address(device ?? 'cpu'))) };
 	} catch (error) {
 		await browser.close();
 		throw error;
