@@ -8,6 +8,9 @@ import torch
 
 from . import presets, worlds
 
+UNKNOWN = -100  # what cross entropy leaves out
+OBJECTS = 3  # in a scene, at most
+
 
 def encode(tokenizer, texts):
     """Token ids [B, L] padded with 0, as long as captions get."""
@@ -19,6 +22,19 @@ def encode(tokenizer, texts):
             raise ValueError(f"{len(got)} tokens, at most {length}: {text!r}")
         ids[row, :len(got)] = torch.tensor(got)
     return ids
+
+
+def encode_spans(tokenizer, told):
+    """Token ids [B, L] of captions with their spans (`caption_spans` of a world), and whose each token is [B, L]: 1.. for
+    an object, 0 for none, UNKNOWN on the padding."""
+    ids = encode(tokenizer, [text for text, _ in told])
+    whose = torch.where(ids == 0, UNKNOWN, 0)
+    for row, (text, spans) in enumerate(told):
+        for column, (start, end) in enumerate(tokenizer.encode(text).offsets if spans else ()):
+            for first, last, place in spans:
+                if max(start, first) < min(end, last):
+                    whose[row, column] = place + 1
+    return ids, whose
 
 
 def reached(boxes, rows, columns, margin):
@@ -40,9 +56,6 @@ def object_cells(described, shape):
     near = reached(boxes, rows, columns, 0.6)
     # frame 0 makes latent frame 0, each later latent frame stands for four frames
     return torch.cat([near[:, :1], near[:, 1:].unflatten(1, (count - 1, -1)).any(2)], 1)
-
-
-UNKNOWN = -100  # what cross entropy leaves out
 
 
 def whose(near):
@@ -89,15 +102,18 @@ DRAWN, FULL = 8, 3  # captions kept of a scene: with omissions, and full ones
 def about(described, tokenizer, rng, size):
     """What is to be known of scenes beside their latents, as arrays: `whose` [N, F, h, w] the latents' cells are,
     `things` [N, K, A] what the objects are (`things_of`), `attributes` [N, A] (`attribute_indices`), token ids of
-    `captions` [N, DRAWN, L] and `full` ones [N, FULL, L], `confusable` [N], the `scenes` as JSON."""
+    `captions` [N, DRAWN, L] and `full` ones [N, FULL, L], of which object each token of the full ones speaks in `of`
+    [N, FULL, L] (`encode_spans`), `confusable` [N], the `scenes` as JSON."""
     width, height = presets.padded(size)
     cell, frames = presets.cell(), (presets.VIDEO["frames"] + 3) // 4
     drawn = [encode(tokenizer, [worlds.caption(scene, rng) for _ in range(DRAWN)]) for scene in described]
-    full = [encode(tokenizer, [worlds.caption(scene, rng, full=True) for _ in range(FULL)]) for scene in described]
+    full, of = zip(*[encode_spans(tokenizer, [worlds.caption_spans(scene, rng, full=True) for _ in range(FULL)])
+                     for scene in described])
     near = object_cells(described, (1, frames, height // cell, width // cell))
     return {"whose": whose(near).to(torch.int8).numpy(), "things": things_of(described, near.shape[2]).numpy(),
             "attributes": attribute_indices(described).numpy(),
             "captions": torch.stack(drawn).short().numpy(), "full": torch.stack(full).short().numpy(),
+            "of": torch.stack(of).to(torch.int8).numpy(),
             "confusable": np.array([worlds.confusable(scene) for scene in described]),
             "scenes": np.array(json.dumps(described))}
 
@@ -105,7 +121,7 @@ def about(described, tokenizer, rng, size):
 class Group:
     """Cached clips of one size, as tensors on a device: latents [N, C, F, h, w] and what `about` returns."""
 
-    TENSORS = ("latents", "whose", "things", "attributes", "captions", "full", "confusable")
+    TENSORS = ("latents", "whose", "things", "attributes", "captions", "full", "of", "confusable")
 
     def __init__(self, shard, device):
         for name in self.TENSORS:
@@ -132,9 +148,12 @@ class Group:
             chosen = torch.where(torch.rand(count, device=self.device) < confusable, hard, chosen)
         return chosen
 
-    def said(self, captions, chosen):
+    def said(self, chosen):
         """Token ids [B, L] of one caption of each clip."""
-        return captions[chosen, torch.randint(captions.shape[1], (len(chosen),), device=self.device)].long()
+        return self.captions[chosen, self.one_of(self.captions, chosen)].long()
+
+    def one_of(self, captions, chosen):
+        return torch.randint(captions.shape[1], (len(chosen),), device=self.device)
 
 
 class LatentData:
@@ -167,10 +186,13 @@ class LatentData:
             known.add([group for group in groups if group is not known])
 
     def captions(self, count):
-        """Token ids [B, L] of full captions and what they say, as attributes [B, A]."""
+        """Token ids [B, L] of full captions and what they say: attributes [B, A], whose each token is [B, L], and what
+        the objects are [B, K, things]."""
         group = self.rng.choice(list(self.groups.values()))
         chosen = group.some(count, self.confusable)
-        return group.said(group.full, chosen), group.attributes[chosen]
+        which = group.one_of(group.full, chosen)
+        return (group.full[chosen, which].long(), group.attributes[chosen], group.of[chosen, which].long(),
+                group.things[chosen].long())
 
     def batch(self, count):
         """Latents [B, C, F, H, W], token ids [B, L], loss weights [B, 1, F, H, W], attributes [B, A], what stands at
@@ -181,7 +203,7 @@ class LatentData:
         groups = list(self.groups.values())
         group, = self.rng.choices(groups, [len(group) for group in groups])
         chosen = group.some(count, self.confusable)
-        ids = group.said(group.captions, chosen)
+        ids = group.said(chosen)
         dropped = torch.rand(count, 1, device=ids.device) < self.dropout
         ids = torch.where(dropped, empty(ids), ids)
         # Objects fill few cells; without weights they are what the model learns last. Weights do not move the optimum

@@ -30,24 +30,28 @@ def text_config(vocab_size):
         pad_token_id=0, eos_token_id=1, use_cache=False)
 
 
-def look_beside(bias):
-    """Starts heads of a relative attention bias [buckets, heads] as looks at the neighbours; a quarter stay free.
+def look_beside(bias, layer):
+    """Starts heads of a relative attention bias [buckets, heads] as looks at the words beside; a quarter stay free.
 
     Left to itself the encoder stays at the bag of words, in which "the camera pans left, a ball rolls right" is the
     same as its opposite: no word of such a caption tells anything alone, so nothing pulls at the biases. With these
-    heads it reads such captions without a mistake after 13,000 of them.
+    heads it reads such captions without a mistake after 13,000 of them. Which object is the first to be named is for all
+    the words before to tell; from the second layer on two heads look at those.
     """
     after = bias.shape[0] // 2  # buckets from here on are of words to the right; the first few of each side are exact
     for head in range(bias.shape[1]):
-        kind = head % 4
-        if kind == 0:
+        kind = ("previous", "next", "near", "before")[head % 4] if layer == 0 else \
+            ("before", "before", "near", "free")[head % 4]
+        if kind == "previous":
             bias[1, head] += 4
-        elif kind == 1:
+        elif kind == "next":
             bias[after + 1, head] += 4
-        elif kind == 2:
+        elif kind == "near":
             bias[1:4, head] += 2
             bias[after + 1:after + 4, head] += 1
-        if kind < 3:
+        elif kind == "before":
+            bias[after:, head] -= 4
+        if kind != "free":
             bias[0, head] -= 2
 
 
@@ -65,8 +69,8 @@ class TextToVideo(torch.nn.Module):
         with torch.no_grad():
             # residual branches and the output start small, embeddings at unit scale
             self.text_encoder.shared.weight.normal_(0, 1)
-            for block in self.text_encoder.encoder.block:
-                look_beside(block.layer[0].SelfAttention.relative_attention_bias.weight)
+            for layer, block in enumerate(self.text_encoder.encoder.block):
+                look_beside(block.layer[0].SelfAttention.relative_attention_bias.weight, layer)
             for block in self.transformer.blocks:
                 for layer in (block.attn1.to_out[0], block.attn2.to_out[0], block.ffn.net[2]):
                     layer.weight *= 0.5

@@ -30,7 +30,7 @@ from .optim import Muon, groups
 from .precision import autocast
 from .progress import REPORTS, Clock, note, save, save_weights, tell
 from .sheet import Samples, contact_sheet
-from .train_text import AttributeReader, last_states
+from .train_text import AttributeReader, Reader, states_and_last
 
 SHIFT = 3.0  # training sigmas lean towards noise, as sampling does
 
@@ -128,13 +128,13 @@ class Trained(torch.nn.Module):
         super().__init__()
         self.model, config = model, model.transformer.config
         self.head = AttributeReader(config.num_attention_heads * config.attention_head_dim)
-        self.reader = AttributeReader(model.text_encoder.config.d_model)
+        self.reader = Reader(model.text_encoder.config.d_model)
         self.standing = Standing(config.num_attention_heads * config.attention_head_dim) if presets.THINGS else None
 
-    def forward(self, x, sigmas, ids, attributes, cells, captions, said):
+    def forward(self, x, sigmas, ids, attributes, cells, captions, *said):
         """Velocity, the naming loss, the placing loss, and the reading loss of full captions."""
         prediction, hidden = self.model(x, sigmas, ids, 1)
-        reading = self.reader.loss(last_states(self.model, captions), said)
+        reading = self.reader.loss(*states_and_last(self.model, captions), *said)
         placing = self.standing.loss(hidden, cells) if self.standing else torch.zeros_like(reading)
         return prediction, self.head.loss(hidden, attributes), placing, reading
 

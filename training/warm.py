@@ -12,6 +12,7 @@ import copy
 import torch
 
 from . import presets, sampling
+from .data import OBJECTS
 from .model import TextToVideo
 from .precision import autocast
 from .train_teacher import Trained
@@ -37,8 +38,9 @@ def warm(device, teacher, distill, eager=False):
         x, sigmas, ids = inputs(teacher["batch"], size, device)
         attributes = torch.zeros(len(x), len(both.head.sizes), dtype=torch.long, device=device)
         cells = torch.zeros(len(x), *x.shape[2:], 1 + len(presets.THINGS), dtype=torch.long, device=device)
+        things = torch.zeros(len(x), OBJECTS, len(presets.THINGS), dtype=torch.long, device=device)
         with autocast(device):
-            prediction, *told = both(x, sigmas, ids, attributes, cells, ids, attributes)
+            prediction, *told = both(x, sigmas, ids, attributes, cells, ids, attributes, torch.zeros_like(ids), things)
         (prediction.float().square().mean() + sum(told)).backward()
         for count in {2 * distill["batch"], distill["batch"]}:
             with autocast(device):

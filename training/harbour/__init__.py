@@ -8,7 +8,7 @@ all of it, `python -m training.harbour.preview OUT.png` shows it.
 
 from . import captions
 from .. import presets
-from .captions import EXAMPLES, caption
+from .captions import EXAMPLES, caption, caption_spans
 from .measures import SHOWN, TRUE, boxes as object_boxes, masses, measured_scenes, on_stage, tints
 from .render import render as _render
 from .scenes import ATTRIBUTES, attributes as labels, held_out, random_scene as _random_scene, readings

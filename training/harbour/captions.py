@@ -18,8 +18,16 @@ def words(text):
     return re.findall(r"[a-z0-9]+(?:-[a-z0-9]+)*", text.lower())
 
 
+_MARKS = 0xE000  # the first of the characters, for private use, behind words that speak of the first object, the second..
+
+
+def _about(place, text):
+    """The words of `text` marked as speaking of the object at `place`."""
+    return re.sub(r"(?<=\S)(?=\s|$)", chr(_MARKS + place), text)
+
+
 class _Writer:
-    """The parts of one caption."""
+    """The parts of one caption, in which what speaks of an object is marked."""
 
     def __init__(self, scene, rng, full):
         self.scene, self.rng, self.full, self.pick = scene, rng, full, rng.choice
@@ -39,7 +47,8 @@ class _Writer:
         adjectives = [size, material, colour]
         if material and not size and not self.full and self.rng.random() < 0.15:
             adjectives = [colour, material]  # "a red shiny ball"
-        return " ".join(part for part in (*adjectives, end) if part)
+        place = next(i for i, other in enumerate(self.scene["objects"]) if other is thing)
+        return _about(place, " ".join(part for part in (*adjectives, end) if part))
 
     def one(self, thing):
         noun = self.noun(thing)
@@ -203,6 +212,21 @@ def _abstract(writer):
 def caption(scene, rng: random.Random, full=False):
     """One caption. With `full` all attributes are named but the size, a dull surface, a camera that stands still and
     a clear sky."""
+    return caption_spans(scene, rng, full)[0]
+
+
+def caption_spans(scene, rng: random.Random, full=False):
+    """A caption, and which of its words speak of which object: (first character, behind the last, place in the scene)
+    of each word."""
+    spans, length, pieces = [], 0, re.split(f"([{chr(_MARKS)}-{chr(_MARKS + 2)}])", _written(scene, rng, full))
+    for text, mark in zip(pieces[::2], [*pieces[1::2], None]):
+        length += len(text)
+        if mark:
+            spans.append((length - len(text.split()[-1]), length, ord(mark) - _MARKS))
+    return "".join(pieces[::2]), spans
+
+
+def _written(scene, rng, full):
     while True:
         writer = _Writer(scene, rng, full)
         if scene["type"] == "abstract":

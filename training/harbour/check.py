@@ -110,7 +110,8 @@ def grammar():
         text = captions.caption(scene, rng)
         longest = max(longest, len(captions.words(text)) + sum(c in ",:" for c in text))
         assert not captions.unknown_words(text), captions.unknown_words(text)
-        full = captions.caption(scene, rng, full=True)
+        full, spans = captions.caption_spans(scene, rng, full=True)
+        ascribed(scene, full, spans)
         longest = max(longest, len(captions.words(full)) + sum(c in ",:" for c in full))
         for said, whole in ((captions.meaning(text), False), (captions.meaning(full), True)):
             told = {}
@@ -124,6 +125,19 @@ def grammar():
     assert not any(S.held_out(S.random_scene(rng)) for _ in range(300))
     assert captions.unknown_words("a red dragon bounces") == ["dragon"]
     return len(known), longest
+
+
+def ascribed(scene, text, spans):
+    """What the words about an object say is true of it, and no object is spoken of elsewhere."""
+    about = {}
+    for first, last, place in spans:
+        about.setdefault(place, []).append(text[first:last])
+    said = [captions.meaning(" ".join(words)) for _, words in sorted(about.items())]
+    for thing, meanings in zip(scene.get("objects", ()), said):
+        assert all(thing[attribute] == value for attribute, value in meanings), (thing, meanings, text)
+    everywhere = [value for attribute, value in captions.meaning(text) if attribute == "kind"]
+    kinds = [value for meanings in said for attribute, value in meanings if attribute == "kind"]
+    assert sorted(everywhere) == sorted(kinds), (kinds, text)
 
 
 def misread(scene, told, whole):

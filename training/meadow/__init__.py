@@ -6,7 +6,8 @@ none; `readings(scene)` gives the scenes that a clip of it may rightly be taken 
 on. `render(scenes, width, height, frames, fps, device, eager)` makes clips [B, T, 3, H, W] in 0..1 and
 `object_boxes(scenes, width, height, frames, fps)` says where their objects are: [B, T, N, 4] of left, top, right and
 bottom in 0..1 of the picture. `caption(scene, rng, full)`, `vocabulary()`, `held_out_prompts(count, seed)` and
-`EXAMPLES` are the words; `told(scene)` names the attributes that a full caption speaks of, `confusable(scene)` says
+`EXAMPLES` are the words, `caption_spans(scene, rng, full)` a caption and which of its words speak of which object, where
+there are several; `told(scene)` names the attributes that a full caption speaks of, `confusable(scene)` says
 whether it takes care to tell them apart, `fast(scene)` whether its motion is hard to draw. `SHOWN`, `TRUE` and
 `measured_scenes` say what physics can be measured on (`measures.py`).
 """
@@ -23,6 +24,10 @@ DESCRIPTION = ("A small model of balls and cubes that bounce, roll, fall and ris
 
 def labels(scene):
     return {name: scene[name] for name in ATTRIBUTES}
+
+
+def caption_spans(scene, rng, full=False):
+    return caption(scene, rng, full), []
 
 
 def readings(scene):
