@@ -51,7 +51,7 @@ class Clock:
 
     @property
     def done(self):
-        return self.elapsed / self.budget
+        return self.elapsed / self.budget if self.budget else 1.0
 
     def running(self):
         """Reads the clock; false when this run has to end."""

@@ -11,7 +11,7 @@ Where a world has several objects, every word has to tell which of them it speak
 
 With --beside a new encoder takes the old one's place in teacher.pt. The denoiser knows the old one's states: how these
 come out of the new ones, as well as a matrix can say it, becomes a part of its first text layer (model stitching, after
-Lenc and Vedaldi, 2015), so that it need not learn its words again.
+Lenc and Vedaldi, 2015), so that it need not learn all its words again. --minutes 0 puts text.pt in as it is.
 """
 
 import random
