@@ -19,7 +19,7 @@ import random
 import torch
 
 from . import presets, tokenizer as tokenizers, worlds
-from .data import OBJECTS, attribute_indices, encode_spans, naming_loss, share_right, things_of
+from .data import OBJECTS, attribute_indices, encode_spans, naming_loss, share_right, standing, things_of
 from .model import TextToVideo
 from .optim import Muon, groups
 from .progress import Interruptible, note, save_weights, tell
@@ -44,6 +44,11 @@ class AttributeReader(torch.nn.Linear):
         return total
 
 
+def spoken(whose, things):
+    """What the object is that each word speaks of, UNKNOWN for those that speak of none: [B, L, A]."""
+    return standing(whose[:, None, None], things)[:, 0, 0, :, 1:]
+
+
 class WordReader(torch.nn.Linear):
     """Names, from the state of each word, the object that it speaks of: none, the first, the second.., and what that is.
 
@@ -61,10 +66,8 @@ class WordReader(torch.nn.Linear):
     def loss(self, states, whose, things):
         """Of states [B, L, D], whose each word is [B, L] (`encode_spans`) and what the objects are [B, K, A]."""
         whether, *names = self.parts(states)
-        total = naming_loss(whether, whose)
-        rows, columns = (whose > 0).nonzero(as_tuple=True)
-        answers = things[rows, whose[rows, columns] - 1]
-        return total + sum(naming_loss(logits[rows, columns], answers[:, i]) for i, logits in enumerate(names))
+        answers = spoken(whose, things)
+        return naming_loss(whether, whose) + sum(naming_loss(logits, answers[..., i]) for i, logits in enumerate(names))
 
 
 class Reader(torch.nn.Module):
@@ -124,10 +127,9 @@ def read_right(model, reader, tokenizer, rng, confusable, count=512):
     if reader.words:
         whether, *names = (part.cpu() for part in reader.words.parts(states))
         right["whose a word is"] = share_right(whether.flatten(0, 1), whose.flatten())
-        rows, columns = (whose > 0).nonzero(as_tuple=True)
-        answers = things[rows, whose[rows, columns] - 1]
+        answers = spoken(whose, things).flatten(0, 1)
         for i, name in enumerate(presets.THINGS):
-            right[f"{name} of a word"] = share_right(names[i][rows, columns], answers[:, i])
+            right[f"{name} of a word"] = share_right(names[i].flatten(0, 1), answers[:, i])
     return ", ".join(f"{name} {share:.3f}" for name, share in right.items())
 
 
