@@ -30,8 +30,12 @@ def text_config(vocab_size):
         pad_token_id=0, eos_token_id=1, use_cache=False)
 
 
+# what the heads of the first layer begin with, and those of the others
+LOOKS = ("previous", "next", "near", "before"), ("before", "before", "near", "free")
+
+
 def look_beside(bias, layer):
-    """Starts heads of a relative attention bias [buckets, heads] as looks at the words beside; a quarter stay free.
+    """Starts heads of a relative attention bias [buckets, heads] as looks at the words beside (`LOOKS`).
 
     Left to itself the encoder stays at the bag of words, in which "the camera pans left, a ball rolls right" is the
     same as its opposite: no word of such a caption tells anything alone, so nothing pulls at the biases. With these
@@ -40,8 +44,7 @@ def look_beside(bias, layer):
     """
     after = bias.shape[0] // 2  # buckets from here on are of words to the right; the first few of each side are exact
     for head in range(bias.shape[1]):
-        kind = ("previous", "next", "near", "before")[head % 4] if layer == 0 else \
-            ("before", "before", "near", "free")[head % 4]
+        kind = LOOKS[min(layer, 1)][head % 4]
         if kind == "previous":
             bias[1, head] += 4
         elif kind == "next":

@@ -119,7 +119,8 @@ def is_block_matrix(name, parameter):
 
 @torch.no_grad()
 def read_right(model, reader, tokenizer, rng, confusable, count=512):
-    """Share of full captions from whose last state each attribute is read, as text."""
+    """Share of full captions from whose last state each attribute is read, and of words that tell what they speak of, as
+    text."""
     ids, attributes, whose, things = captioned(rng, tokenizer, count, True, confusable)
     states, last = states_and_last(model, ids.to(next(model.parameters()).device))
     right = {name: share_right(part.cpu(), attributes[:, i])
